@@ -1,0 +1,62 @@
+# Every target sets up .venv by itself; a machine needs only Python 3.11 or newer, make and a package index.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell $(p) -c "import sys; sys.exit(sys.version_info < (3, 11))" >/dev/null 2>&1 && echo ok),$(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+OUT ?= bench/results
+
+.PHONY: help demo test test-slow check format bench gpu clean
+
+help:
+	@echo "make demo       train a small language model on the embedded corpus, about three minutes on two cores"
+	@echo "make test       the test suite, under 12 minutes on two cores"
+	@echo "make test-slow  the tests marked slow"
+	@echo "make check      ruff and mypy"
+	@echo "make bench      the benches that run on this machine, results in $(OUT)"
+	@echo "make gpu        the GPU tests and benches in one command, with this machine's own Python, results in \$$OUT"
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.recipes: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e ".[recipes]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e ".[dev]"
+	@touch $@ $(VENV)/.recipes
+
+demo: $(VENV)/.recipes
+	$(BIN)/orthoopt pretrain
+
+test: $(VENV)/.dev
+	$(BIN)/pytest -q
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -q -m slow
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# mypy cannot follow an editable install's mapping of kernels/ to orthoopt.kernels: show it the tree as installed.
+	@rm -rf .typecheck && mkdir -p .typecheck/orthoopt
+	@ln -s $(CURDIR)/orthoopt/* $(CURDIR)/kernels $(CURDIR)/recipes $(CURDIR)/bench .typecheck/orthoopt/
+	MYPYPATH=.typecheck $(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/orthoopt bench step --out $(OUT)
+	$(BIN)/orthoopt bench pretrain --quick --out $(OUT)
+
+# No virtual environment and no network: a GPU machine brings its own torch.
+gpu:
+	python3 -m pip install --quiet --no-deps --no-build-isolation .
+	python3 -m pytest -q -m gpu -p no:cacheprovider tests
+	python3 -P -m orthoopt.bench.step --device cuda --out $(OUT)
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .typecheck
