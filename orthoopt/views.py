@@ -1,0 +1,311 @@
+"""How a parameter is seen as matrices ``(..., rows, cols)`` with rows = output features.
+
+A view is written as a plain string, so that a param group stays strings and numbers. It is a chain of steps,
+separated by one space and applied left to right:
+
+=================  =====================================================================================
+``matrix``         the tensor as it is, ``(..., rows, cols)``; leading dimensions are a batch
+``vector``         not a matrix: for elementwise rules only, there are no pieces
+``transpose``      swap the last two dimensions (GPT-2's Conv1D, gpt-oss' experts store ``(in, out)``)
+``flatten``        convolution kernel ``(out, in, k...)`` -> ``(out, in * k...)``
+``split(a,b,c)``   cut the rows into blocks of a, b and c rows (fused q, k, v; fused gate and up)
+``interleave(k)``  rows ``i::k`` are piece i (gpt-oss' gate and up)
+``heads(h)``       ``(..., h * d, cols)`` -> ``(..., h, d, cols)``, one matrix per head of output features
+``heads_in(h)``    ``(..., rows, h * d)`` -> ``(..., h, rows, d)``, one matrix per head of input features
+=================  =====================================================================================
+
+For example GPT-2's ``c_attn.weight`` of shape (768, 2304) is ``"transpose split(768,768,768)"``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+_STEP = re.compile(r"(?P<name>[a-z_]+)(?:\((?P<arguments>\d+(?:,\d+)*)\))?")
+
+
+class _Step(Protocol):
+    """One link of a view: a bijection between a tensor and the pieces it is made of."""
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        """Shapes of the pieces of a tensor of this shape; ValueError with the bare reason if it cannot."""
+
+    def apply(self, tensor: Tensor) -> list[Tensor]:
+        """The pieces, as torch views of the tensor wherever its strides allow."""
+
+    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
+        """The tensor of this shape that has these pieces."""
+
+    def describe(self) -> str:
+        """A few words for people."""
+
+
+def _needs_matrix(shape: Shape) -> None:
+    if len(shape) < 2:
+        raise ValueError(f"it needs at least 2 dimensions, not {len(shape)}")
+
+
+@dataclass(frozen=True)
+class _Transpose:
+    """``transpose``: (..., cols, rows) -> (..., rows, cols)."""
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        _needs_matrix(shape)
+        return [(*shape[:-2], shape[-1], shape[-2])]
+
+    def apply(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor.mT]
+
+    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
+        return pieces[0].mT
+
+    def describe(self) -> str:
+        return "transposed"
+
+
+@dataclass(frozen=True)
+class _Flatten:
+    """``flatten``: (out, in, k...) -> (out, in * k...).
+
+    The order of the columns never depends on strides: a gradient, its momentum and the parameter may differ in
+    memory format and must still meet column by column. So a channels_last kernel is copied, not reordered.
+    """
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        if len(shape) < 3:
+            raise ValueError(f"a convolution kernel has at least 3 dimensions, not {len(shape)}")
+        return [(shape[0], math.prod(shape[1:]))]
+
+    def apply(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor.flatten(1)]
+
+    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
+        return pieces[0].reshape(shape)
+
+    def describe(self) -> str:
+        return "flattened kernel"
+
+
+@dataclass(frozen=True)
+class _Split:
+    """``split(a,b,c)``: rows cut into consecutive blocks."""
+
+    sizes: tuple[int, ...]
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        _needs_matrix(shape)
+        if shape[-2] != sum(self.sizes):
+            raise ValueError(f"the blocks have {sum(self.sizes)} rows together, the matrix has {shape[-2]}")
+        return [(*shape[:-2], size, shape[-1]) for size in self.sizes]
+
+    def apply(self, tensor: Tensor) -> list[Tensor]:
+        return list(tensor.split(list(self.sizes), dim=-2))
+
+    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
+        return torch.cat(pieces, dim=-2)
+
+    def describe(self) -> str:
+        return f"{len(self.sizes)} fused matrices ({'+'.join(map(str, self.sizes))} rows)"
+
+
+@dataclass(frozen=True)
+class _Interleave:
+    """``interleave(k)``: rows i, i + k, i + 2k, ... are piece i."""
+
+    count: int
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        _needs_matrix(shape)
+        if shape[-2] % self.count:
+            raise ValueError(f"{shape[-2]} rows cannot be dealt out to {self.count} matrices")
+        return [(*shape[:-2], shape[-2] // self.count, shape[-1])] * self.count
+
+    def apply(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor[..., i :: self.count, :] for i in range(self.count)]
+
+    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
+        return torch.stack(pieces, dim=-2).reshape(shape)
+
+    def describe(self) -> str:
+        return f"{self.count} fused matrices (rows interleaved)"
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """``heads(h)``: (..., h * d, cols) -> (..., h, d, cols)."""
+
+    count: int
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        _needs_matrix(shape)
+        if shape[-2] % self.count:
+            raise ValueError(f"{shape[-2]} rows cannot be cut into {self.count} heads")
+        return [(*shape[:-2], self.count, shape[-2] // self.count, shape[-1])]
+
+    def apply(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor.unflatten(-2, (self.count, tensor.shape[-2] // self.count))]
+
+    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
+        return pieces[0].reshape(shape)
+
+    def describe(self) -> str:
+        return f"{self.count} heads of rows"
+
+
+@dataclass(frozen=True)
+class _HeadsIn:
+    """``heads_in(h)``: (..., rows, h * d) -> (..., h, rows, d)."""
+
+    count: int
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        _needs_matrix(shape)
+        if shape[-1] % self.count:
+            raise ValueError(f"{shape[-1]} columns cannot be cut into {self.count} heads")
+        return [(*shape[:-2], self.count, shape[-2], shape[-1] // self.count)]
+
+    def apply(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor.unflatten(-1, (self.count, tensor.shape[-1] // self.count)).movedim(-2, -3)]
+
+    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
+        return pieces[0].movedim(-3, -2).reshape(shape)
+
+    def describe(self) -> str:
+        return f"{self.count} heads of columns"
+
+
+_KNOWN = {
+    "matrix": "matrix",
+    "vector": "vector",
+    "transpose": "transpose",
+    "flatten": "flatten",
+    "split": "split(a,b,...)",
+    "interleave": "interleave(k)",
+    "heads": "heads(h)",
+    "heads_in": "heads_in(h)",
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """A parsed view: ``pieces`` takes a tensor apart, ``merge`` puts it together again."""
+
+    spec: str
+    is_matrix: bool
+    steps: tuple[_Step, ...]
+
+    def pieces(self, tensor: Tensor) -> list[Tensor]:
+        """The matrices of a tensor, each ``(..., rows, cols)``, in the order of the view.
+
+        They share memory with the tensor, so that writing to a piece in place writes the tensor. The exception is
+        ``flatten`` on a kernel whose strides forbid it (channels_last): a copy, see ``shares_memory``.
+        ValueError naming view and shape when they do not fit.
+        """
+        _piece_shapes(self, tuple(tensor.shape))  # raises when it does not fit; cached
+        pieces = [tensor]
+        for step in self.steps:
+            pieces = [part for piece in pieces for part in step.apply(piece)]
+        return pieces
+
+    def piece_shapes(self, shape: Shape) -> list[Shape]:
+        """Shapes of the pieces of a tensor of this shape; ValueError naming both when they do not fit."""
+        return list(_piece_shapes(self, tuple(shape)))
+
+    def merge(self, pieces: list[Tensor], shape: Shape) -> Tensor:
+        """The tensor of this shape whose pieces these are, the inverse of ``pieces``; may share their memory."""
+        expected = _piece_shapes(self, tuple(shape))
+        actual = tuple(tuple(piece.shape) for piece in pieces)
+        if actual != expected:
+            raise ValueError(
+                f"view {self.spec!r} of a tensor of shape {tuple(shape)} has pieces of shapes "
+                f"{list(expected)}, got {list(actual)}"
+            )
+        return _merge(self.steps, pieces, tuple(shape))
+
+    def shares_memory(self, tensor: Tensor) -> bool:
+        """Whether every piece is a torch view of this tensor (not so for a kernel flattened by copying)."""
+        if not self.is_matrix:
+            return False
+        storage = (
+            tensor.untyped_storage()._cdata
+        )  # identity of the storage; data_ptr() is 0 for every meta tensor
+        return all(piece.untyped_storage()._cdata == storage for piece in self.pieces(tensor))
+
+    def describe(self) -> str:
+        """The view in words, such as ``transposed, 3 fused matrices (768+768+768 rows)``."""
+        return ", ".join(step.describe() for step in self.steps) or self.spec
+
+
+@functools.cache
+def parse_view(spec: str) -> View:
+    """Parse a view written as in the module's table.
+
+    ValueError naming the bad step, the nearest known one and all known ones.
+    """
+    if spec in ("matrix", "vector"):
+        return View(spec, is_matrix=spec == "matrix", steps=())
+    return View(spec, is_matrix=True, steps=tuple(_parse_step(word, spec) for word in spec.split(" ")))
+
+
+def _parse_step(word: str, spec: str) -> _Step:
+    match = _STEP.fullmatch(word)
+    name = match["name"] if match else ""
+    numbers = (
+        tuple(int(number) for number in match["arguments"].split(",")) if match and match["arguments"] else ()
+    )
+    if name in ("matrix", "vector"):
+        raise ValueError(f"view {spec!r}: {name!r} stands alone, it does not combine with other steps")
+    if all(number > 0 for number in numbers):
+        if name == "transpose" and not numbers:
+            return _Transpose()
+        if name == "flatten" and not numbers:
+            return _Flatten()
+        if name == "split" and numbers:
+            return _Split(numbers)
+        if name == "interleave" and len(numbers) == 1:
+            return _Interleave(numbers[0])
+        if name == "heads" and len(numbers) == 1:
+            return _Heads(numbers[0])
+        if name == "heads_in" and len(numbers) == 1:
+            return _HeadsIn(numbers[0])
+    near = difflib.get_close_matches(word.split("(")[0], _KNOWN, n=1)
+    hint = f" (did you mean {_KNOWN[near[0]]!r}?)" if near else ""
+    raise ValueError(
+        f"view {spec!r}: unknown step {word!r}{hint}. "
+        f"Known steps, separated by one space, with positive whole numbers: {', '.join(_KNOWN.values())}"
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _piece_shapes(view: View, shape: Shape) -> tuple[Shape, ...]:
+    if not view.is_matrix:
+        raise ValueError(f"view {view.spec!r} has no pieces: it is for elementwise rules (shape {shape})")
+    shapes = [shape]
+    try:
+        _needs_matrix(shape)
+        for step in view.steps:
+            shapes = [part for piece in shapes for part in step.shapes(piece)]
+    except ValueError as error:
+        raise ValueError(f"view {view.spec!r} does not fit a tensor of shape {shape}: {error}") from None
+    return tuple(shapes)
+
+
+def _merge(steps: tuple[_Step, ...], pieces: list[Tensor], shape: Shape) -> Tensor:
+    """Undo the steps from the last to the first; each child of the first step owns an equal run of pieces."""
+    if not steps:
+        return pieces[0]
+    first, rest = steps[0], steps[1:]
+    children = first.shapes(shape)
+    run = len(pieces) // len(children)
+    merged = [_merge(rest, pieces[i * run : (i + 1) * run], child) for i, child in enumerate(children)]
+    return first.invert(merged, shape)
