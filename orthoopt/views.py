@@ -77,8 +77,8 @@ class _Transpose:
 class _Flatten:
     """``flatten``: (out, in, k...) -> (out, in * k...).
 
-    The order of the columns never depends on strides: a gradient, its momentum and the parameter may differ in
-    memory format and must still meet column by column. So a channels_last kernel is copied, not reordered.
+    The order of the columns never depends on strides: a gradient, its momentum and the parameter may differ
+    in memory format and must still meet column by column. So a channels_last kernel is copied, not reordered.
     """
 
     def shapes(self, shape: Shape) -> list[Shape]:
@@ -207,8 +207,8 @@ class View:
     def pieces(self, tensor: Tensor) -> list[Tensor]:
         """The matrices of a tensor, each ``(..., rows, cols)``, in the order of the view.
 
-        They share memory with the tensor, so that writing to a piece in place writes the tensor. The exception is
-        ``flatten`` on a kernel whose strides forbid it (channels_last): a copy, see ``shares_memory``.
+        They share memory with the tensor, so that writing to a piece in place writes the tensor. The only
+        exception is ``flatten`` on a kernel whose strides forbid it (channels_last), see ``shares_memory``.
         ValueError naming view and shape when they do not fit.
         """
         _piece_shapes(self, tuple(tensor.shape))  # raises when it does not fit; cached
@@ -222,7 +222,7 @@ class View:
         return list(_piece_shapes(self, tuple(shape)))
 
     def merge(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        """The tensor of this shape whose pieces these are, the inverse of ``pieces``; may share their memory."""
+        """The tensor of this shape whose pieces these are (inverse of ``pieces``); may share their memory."""
         expected = _piece_shapes(self, tuple(shape))
         actual = tuple(tuple(piece.shape) for piece in pieces)
         if actual != expected:

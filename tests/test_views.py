@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from orthoopt.views import parse_view
 
@@ -117,9 +118,7 @@ def test_a_kernel_is_seen_as_its_convolution_uses_it(shape: tuple[int, ...]) -> 
     patch = numbered((1, *shape[1:])) / 7
     convolution = (functional.conv1d, functional.conv2d, functional.conv3d)[len(shape) - 3]
     used = convolution(patch, weight).flatten()
-    torch.testing.assert_close(
-        used, piece @ patch.flatten(), rtol=1e-5, atol=1e-5
-    )  # only the summation order
+    torch.testing.assert_close(used, piece @ patch.flatten(), rtol=1e-5, atol=1e-5)  # summation order
 
 
 def test_channels_last_keeps_the_order_of_the_columns() -> None:
