@@ -1,0 +1,27 @@
+"""Orthogonalizing and symmetry-compatible optimizers for PyTorch.
+
+``orthoopt.Symmetry(model, lr=3e-4, weight_decay=0.1)`` stands where ``torch.optim.AdamW(...)`` stood;
+``print(orthoopt.explain(model))`` shows which parameter gets which rule, and why.
+"""
+
+from orthoopt import hf, plans, rules
+from orthoopt.dispatch import param_groups
+from orthoopt.named import Muon, RowNorm, Symmetry
+from orthoopt.newton_schulz import orthogonalize
+from orthoopt.optimizer import OrthoOpt
+from orthoopt.roles import roles
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Muon",
+    "OrthoOpt",
+    "RowNorm",
+    "Symmetry",
+    "hf",
+    "orthogonalize",
+    "param_groups",
+    "plans",
+    "roles",
+    "rules",
+]

@@ -1,0 +1,99 @@
+"""The command ``orthoopt``: explain, pretrain, bench. Heavy imports happen inside the chosen command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+_BENCHES = {
+    "step": "one optimizer step of each optimizer on real shapes, timed in one process",
+    "pretrain": "optimizers compared by training, each at its own best learning rate",
+}
+
+_USAGE = """usage: orthoopt COMMAND ...
+
+  explain MODEL                      which parameter gets which rule, and why
+  pretrain [CONFIG] [--key value]    train a language model; without CONFIG a small one on the embedded corpus
+  bench step|pretrain                measure
+
+orthoopt COMMAND --help tells more.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status, 2 for a usage error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command == "explain":
+        return _explain(rest)
+    if command == "pretrain":
+        return _run("orthoopt.recipes.pretrain", "recipes", rest)
+    if command == "bench":
+        return _bench(rest)
+    if command in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return 0
+    if command == "--version":
+        from orthoopt import __version__
+
+        print(__version__)
+        return 0
+    problem = f"orthoopt: unknown command {command!r}\n\n" if command else ""
+    print(problem + _USAGE, end="", file=sys.stderr)
+    return 2
+
+
+def _bench(arguments: list[str]) -> int:
+    if arguments and arguments[0] in _BENCHES:
+        return _run(f"orthoopt.bench.{arguments[0]}", "bench", arguments[1:])
+    width = max(map(len, _BENCHES))
+    lines = [f"  {name.ljust(width)}  {text}" for name, text in _BENCHES.items()]
+    text = "\n".join(["usage: orthoopt bench BENCH ...", "", *lines, ""])
+    asked = bool(arguments) and arguments[0] in ("-h", "--help")
+    print(text, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+def _run(module: str, extra: str, arguments: list[str]) -> int:
+    try:
+        run = importlib.import_module(module).main
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("orthoopt"):
+            raise
+        print(f"orthoopt: {error.name} is not installed; pip install 'orthoopt[{extra}]'", file=sys.stderr)
+        return 1
+    return int(run(arguments) or 0)
+
+
+def _explain(arguments: list[str]) -> int:
+    from orthoopt import plans
+
+    parser = argparse.ArgumentParser(
+        prog="orthoopt explain",
+        description="Show which parameter of a model gets which rule, and why. The model is built on the meta device.",
+    )
+    parser.add_argument(
+        "model",
+        help="a transformers model class (Qwen3ForCausalLM), model type (qwen3), folder or config.json, or hub name",
+    )
+    parser.add_argument("--plan", default="symmetry", help=f"one of {', '.join(plans.names())}")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--weight_decay", type=float, default=0.1)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the model's config")
+    options = parser.parse_args(arguments)
+    try:
+        from orthoopt.recipes.models import build_meta_model
+    except ModuleNotFoundError as error:
+        print(f"orthoopt: {error.name} is not installed; pip install 'orthoopt[recipes]'", file=sys.stderr)
+        return 1
+    from orthoopt.explain import explain
+
+    try:
+        model = build_meta_model(options.model, options.set)
+        print(explain(model, options.plan, lr=options.lr, weight_decay=options.weight_decay))
+    except (ValueError, OSError) as error:
+        print(f"orthoopt explain: {error}", file=sys.stderr)
+        return 1
+    return 0

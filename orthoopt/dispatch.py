@@ -1,0 +1,163 @@
+"""The dispatcher: model + plan -> torch param groups, every trainable parameter in exactly one."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor, nn
+
+from orthoopt import plans, rules
+from orthoopt.roles import ROLES, Classified, classify
+from orthoopt.views import parse_view
+
+Params: TypeAlias = nn.Module | Iterable[tuple[str, Tensor]] | Iterable[Tensor]
+Overrides: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]] | Mapping[str, Mapping[str, Any]]
+
+_ROLE_ORDER = {role: place for place, role in enumerate((*plans.MATRIX_ROLES, *ROLES))}
+
+
+class Assignment(NamedTuple):
+    """One parameter and what a plan makes of it."""
+
+    name: str | None
+    param: Tensor
+    role: str
+    view: str
+    reason: str
+    group: dict[str, Any]
+    """rule, lr, weight_decay, scale and the rule's options."""
+
+
+def param_groups(
+    params: Params,
+    plan: str | Mapping[str, Mapping[str, Any]] = "symmetry",
+    *,
+    lr: float | Tensor = 1e-3,
+    weight_decay: float = 0.1,
+    overrides: Overrides = (),
+    options: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Param groups of strings and numbers for :class:`orthoopt.OrthoOpt`, matrices first.
+
+    Args:
+        params: a model (structure decides), named parameters (names and shapes decide), or bare parameters (shapes
+            decide, with a warning saying what cannot be seen).
+        plan: a ready plan's name (``orthoopt.plans.names()``), or role -> entry.
+        lr: learning rate; a plan's multipliers land in each group's ``lr``.
+        weight_decay: for the roles whose plan entry has none of its own.
+        overrides: (pattern, entry) pairs or a dict, tried in order before the plan; ``re.search`` on the name, the first match
+            wins. An entry may hold ``rule``, its options, ``lr_multiplier``, ``lr``, ``weight_decay``, ``scale``,
+            ``role`` and ``view``; what it leaves out comes from the plan while the rule stays the same.
+        options: given to every entry whose rule has them, such as ``{"momentum": 0.9}``.
+
+    Returns:
+        Groups with ``params`` as (name, tensor) pairs where there are names.
+
+    Raises:
+        TypeError: an option unknown to its rule.
+        ValueError: no parameters, an unknown plan, role or rule, or an override pattern that matches nothing.
+    """
+    assignments = assign(
+        params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options
+    )
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, param, role, seen, _, group in sorted(assignments, key=lambda a: _ROLE_ORDER[a.role]):
+        view = seen if rules.get(group["rule"]).is_matrix else "vector"
+        key = (role, view, *(repr(item) for item in group.items()))
+        entry = groups.setdefault(key, {"params": [], "role": role, "view": view, **group})
+        entry["params"].append(param if name is None else (name, param))
+    return list(groups.values())
+
+
+def assign(
+    params: Params,
+    plan: str | Mapping[str, Mapping[str, Any]] = "symmetry",
+    *,
+    lr: float | Tensor = 1e-3,
+    weight_decay: float = 0.1,
+    overrides: Overrides = (),
+    options: Mapping[str, Any] | None = None,
+) -> list[Assignment]:
+    """Role, view and group options of every trainable parameter, in the model's order; see :func:`param_groups`."""
+    entries = plans.get(plan)
+    if options:
+        entries = plans.with_options(entries, options)
+    classified = classify(params)
+    if not classified:
+        raise ValueError("no trainable parameters: the model is frozen or the iterable of parameters is empty")
+    if classified[0].name is None:
+        _warn_of_bare_parameters(classified)
+    changes = _match_overrides(classified, overrides)
+    return [
+        _assignment(item, entries, change, lr, weight_decay)
+        for item, change in zip(classified, changes, strict=True)
+    ]
+
+
+def _assignment(
+    item: Classified,
+    entries: plans.Plan,
+    change: tuple[str, Mapping[str, Any]] | None,
+    lr: float | Tensor,
+    weight_decay: float,
+) -> Assignment:
+    role, view, reason = item.role, item.view, item.reason
+    entry: dict[str, Any] = entries[role]
+    if change is not None:
+        pattern, new = change
+        where = f"override {pattern!r}"
+        role, view = new.get("role", role), new.get("view", view)
+        if role not in ROLES:
+            raise ValueError(f"{where}: unknown role {role!r}. Roles: {', '.join(ROLES)}")
+        base = entries[role]
+        kept = base if new.get("rule", base["rule"]) == base["rule"] else {}
+        own = {key: value for key, value in new.items() if key not in ("role", "view")}
+        entry = plans.check_entry({**kept, "rule": base["rule"], **own}, where)
+        reason = f"{where}; by itself: {reason}"
+    if rules.get(entry["rule"]).is_matrix and not parse_view(view).is_matrix:
+        # A matrix rule on something seen as a vector can only come from the user; the optimizer checks the shape.
+        view = "flatten" if item.param.ndim > 3 else "matrix"
+    return Assignment(
+        item.name, item.param, role, view, reason, plans.group_options(entry, lr, weight_decay)
+    )
+
+
+def _match_overrides(
+    classified: Sequence[Classified], overrides: Overrides
+) -> list[tuple[str, Mapping[str, Any]] | None]:
+    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else [tuple(pair) for pair in overrides]
+    if not pairs:
+        return [None] * len(classified)
+    if classified[0].name is None:
+        raise ValueError("overrides match names, and these parameters have none: pass the model or named_parameters()")
+    names = [str(item.name) for item in classified]
+    for pattern, _ in pairs:
+        if not any(re.search(pattern, name) for name in names):
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise ValueError(f"override pattern {pattern!r} matches no parameter; names: {shown}")
+    return [
+        next(((pattern, entry) for pattern, entry in pairs if re.search(pattern, name)), None) for name in names
+    ]
+
+
+_warned_of_bare_parameters = False
+
+
+def _warn_of_bare_parameters(classified: Sequence[Classified]) -> None:
+    """Say once what parameters without names hide."""
+    global _warned_of_bare_parameters
+    if _warned_of_bare_parameters:
+        return
+    _warned_of_bare_parameters = True
+    matrices = sum(item.role in plans.MATRIX_ROLES for item in classified)
+    unknown = sum(item.role == "unknown" for item in classified)
+    warnings.warn(
+        f"bare parameters: shapes alone decided, {matrices} of {len(classified)} are treated as hidden matrices and "
+        f"{unknown} as unknown. Embeddings, heads, routers, fused and transposed matrices cannot be told apart "
+        "without names: pass the model itself, or model.named_parameters()",
+        UserWarning,
+        stacklevel=4,
+    )

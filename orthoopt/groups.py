@@ -1,0 +1,123 @@
+"""Param groups: completed with defaults and checked, before an optimizer takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthoopt import rules
+from orthoopt.scale import check_scale
+from orthoopt.views import parse_view
+
+DEFAULT_SCALE = "match_rms_adamw"
+
+OPTIMIZER_KEYS = ("params", "param_names", "role", "rule", "view", "scale", "lr", "weight_decay", "maximize", "nonfinite")
+
+# What schedulers and frameworks write into groups; none of it means anything to a step.
+FOREIGN_KEYS = (
+    "name", "initial_lr", "max_lr", "min_lr", "base_lr", "swa_lr", "lr_scale", "lr_multiplier",
+    "momentum", "betas", "max_momentum", "base_momentum",
+)  # fmt: skip
+
+
+def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A param group with every option filled in and checked.
+
+    Args:
+        group: what the user or :func:`orthoopt.param_groups` wrote; left as it is.
+        defaults: the optimizer's defaults (lr, weight_decay, ...).
+        number: the group's place, for messages.
+
+    Returns:
+        A new dict, ``params`` a list.
+
+    Raises:
+        TypeError: an unknown key, or params that are neither tensors nor (name, tensor) pairs.
+        ValueError: no or an unknown rule, a bad value, or a view that does not fit a parameter.
+    """
+    if not isinstance(group, Mapping):
+        raise TypeError(
+            f"OrthoOpt takes param groups, dicts with a 'rule', got {type(group).__name__}; "
+            "orthoopt.param_groups(model) makes them, and constructors such as orthoopt.Muon take bare parameters"
+        )
+    where = f"param group {number}"
+    if "rule" not in group:
+        raise ValueError(
+            f"{where} has no 'rule'; known rules: {', '.join(rules.names())}. orthoopt.param_groups(model) makes "
+            "groups with rules; without the model's names a rule cannot be guessed"
+        )
+    rule = rules.get(group["rule"])
+    rule.reject_unknown(list(group), (*OPTIMIZER_KEYS, *FOREIGN_KEYS), where)
+    complete = {**defaults, **rule.defaults, **group}
+    pairs = _named(group["params"], group.get("param_names"), where)
+    complete["params"] = [pair if pair[0] is not None else pair[1] for pair in pairs]
+    complete.pop("param_names", None)
+    if rule.is_matrix:
+        complete.setdefault("view", _default_view(tensor for _, tensor in pairs))
+        complete.setdefault("scale", DEFAULT_SCALE)
+        check_scale(complete["scale"], where)
+    else:
+        complete["view"] = "vector"
+        if "scale" in group:
+            raise TypeError(f"{where}: 'scale' is for matrix rules, the rule is {rule.name!r}")
+    _check_numbers(complete, where)
+    rule.validate(complete, where)
+    view = parse_view(complete["view"])
+    if rule.is_matrix and not view.is_matrix:
+        raise ValueError(f"{where}: rule {rule.name!r} needs matrices, view={complete['view']!r} has none")
+    for name, tensor in pairs:
+        if rule.is_matrix:
+            _check_fits(view.spec, tensor, name, where)
+    return complete
+
+
+def _named(params: Any, names: Any, where: str) -> list[tuple[str | None, Tensor]]:
+    if isinstance(params, Tensor):
+        params = [params]
+    if isinstance(params, set):
+        raise TypeError(f"{where}: params must be ordered, got a set")
+    entries = list(params)
+    if names is not None:
+        if len(names) != len(entries):
+            raise ValueError(f"{where}: {len(entries)} params but {len(names)} param_names")
+        entries = list(zip(names, entries, strict=True))
+    pairs: list[tuple[str | None, Tensor]] = []
+    for entry in entries:
+        name, tensor = entry if isinstance(entry, tuple | list) and len(entry) == 2 else (None, entry)
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{where}: params must be tensors or (name, tensor) pairs, got {type(entry).__name__}")
+        pairs.append((name, tensor))
+    if len({name is None for name, _ in pairs}) > 1:
+        raise ValueError(f"{where}: all params of a group must have names, or none of them")
+    return pairs
+
+
+def _default_view(tensors: Iterable[Tensor]) -> str:
+    return "flatten" if any(tensor.ndim > 3 for tensor in tensors) else "matrix"
+
+
+def _check_fits(spec: str, tensor: Tensor, name: str | None, where: str) -> None:
+    try:
+        parse_view(spec).piece_shapes(tuple(tensor.shape))
+    except ValueError as error:
+        raise ValueError(f"{where}: {name or 'a parameter'}: {error}") from None
+
+
+def _check_numbers(group: Mapping[str, Any], where: str) -> None:
+    lr, decay = group["lr"], group["weight_decay"]
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"{where}: Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
+    elif isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 <= lr < float("inf"):
+        raise ValueError(f"{where}: lr must be a number of at least 0, got {lr!r}")
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < float("inf"):
+        raise ValueError(f"{where}: weight_decay must be a number of at least 0, got {decay!r}")
+    for tensor in group["params"]:
+        dtype = (tensor[1] if isinstance(tensor, tuple) else tensor).dtype
+        if not (dtype.is_floating_point or dtype.is_complex) or dtype.itemsize < 2:
+            raise TypeError(f"{where}: parameters must be float16, bfloat16, float32 or float64, got {dtype}")
+        if dtype is torch.complex64 or dtype is torch.complex128:
+            raise RuntimeError(f"{where}: orthoopt does not support complex parameters, got {dtype}")

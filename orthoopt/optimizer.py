@@ -1,0 +1,299 @@
+"""OrthoOpt: the only class with a ``step()``.
+
+A step reads each group's options, moves the state of its rule, sees parameters as matrices, stacks same-shaped ones,
+lets the rule make directions, and subtracts them scaled. Which rule does what is a string in the group.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from orthoopt import buckets, checkpoint, rules
+from orthoopt.groups import complete_group
+from orthoopt.nonfinite import finite_gate, first_nonfinite, host_can_read, without_nonfinite
+from orthoopt.rules import Rule
+from orthoopt.scale import scale_factor
+from orthoopt.views import View, parse_view
+
+NONFINITE = ("skip", "raise")
+
+
+class _Work(NamedTuple):
+    """One group's part of one step, on one device."""
+
+    group: dict[str, Any]
+    rule: Rule
+    options: dict[str, Any]
+    view: View
+    names: list[str]
+    params: list[Tensor]
+    grads: list[Tensor]
+
+
+class OrthoOpt(Optimizer):
+    """One optimizer for all rules; each param group says which rule it gets.
+
+    Args:
+        params: param groups, dicts of strings and numbers, each with a ``"rule"``
+            (``orthoopt.rules.names()``), usually from :func:`orthoopt.param_groups`. ``params`` in a group may hold
+            tensors or ``(name, tensor)`` pairs. Further keys: ``view`` (how parameters are seen as matrices),
+            ``scale`` (matrix rules; default ``"match_rms_adamw"``), ``role`` (for people), ``lr``, ``weight_decay``,
+            and the rule's own options.
+        lr: learning rate of groups without their own, a number or a one-element tensor. With the default scale an
+            AdamW learning rate carries over.
+        weight_decay: decoupled: ``W ← (1 − lr·weight_decay)·W`` before the update, for groups without their own.
+        maximize: ascend instead of descend.
+        nonfinite: what a gradient with an infinity or a NaN does. ``"skip"``: that step changes nothing, and is
+            counted in :attr:`skipped_steps`; accelerators are not waited for. ``"raise"``: FloatingPointError naming
+            the parameter, before anything changes.
+
+    Raises:
+        TypeError: an unknown key in a group.
+        ValueError: a missing or unknown rule, or a bad value, naming the group and the options.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Mapping[str, Any]],
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        *,
+        maximize: bool = False,
+        nonfinite: str = "skip",
+    ) -> None:
+        if nonfinite not in NONFINITE:
+            raise ValueError(f"nonfinite={nonfinite!r} must be one of {', '.join(map(repr, NONFINITE))}")
+        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "nonfinite": nonfinite}
+        self._skipped: int | Tensor = 0
+        super().__init__(params, defaults)  # type: ignore[arg-type]  # torch wants dict where a Mapping will do
+        # Cyclic schedulers look for one of these among the defaults, and cycle it in every group.
+        for name in ("momentum", "betas"):
+            holder = next((group for group in self.param_groups if name in group), None)
+            if holder is not None:
+                self.defaults[name] = holder[name]
+                break
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore after unpickling, and at every load."""
+        super().__setstate__(state)
+        self._skipped = 0 if "_skipped" not in self.__dict__ else self._skipped
+        for group in self.param_groups:
+            group.setdefault("maximize", False)
+            group.setdefault("nonfinite", "skip")
+            for name, default in rules.get(group["rule"]).defaults.items():
+                group.setdefault(name, default)
+            for param in group["params"]:
+                step = self.state[param].get("step") if param in self.state else None
+                if step is not None and not isinstance(step, Tensor):
+                    self.state[param]["step"] = torch.tensor(float(step), dtype=torch.float32)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; see the class for its keys. Nothing is added if anything in it is wrong."""
+        number = len(self.param_groups)
+        super().add_param_group(complete_group(param_group, self.defaults, number))
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps a non-finite gradient has made empty since this object was made; waits for the device."""
+        return int(self._skipped)
+
+    def init_state(self) -> None:
+        """Create the state of every parameter now, as some frameworks want before the first step."""
+        for group in self.param_groups:
+            rule = rules.get(group["rule"])
+            for param in group["params"]:
+                self._state_of(param, _computed(param.detach()), rule, group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One optimization step.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: a sparse, complex or sharded gradient that the rule cannot take, naming the parameter.
+            FloatingPointError: a non-finite gradient under ``nonfinite="raise"``.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = [part for group in self.param_groups for part in _collect(group)]
+        gates = self._admit(work)
+        if gates is None:
+            return loss
+        items: list[buckets.Item] = []
+        copies: list[tuple[Tensor, Tensor]] = []
+        for part in work:
+            masters = [_computed(param) for param in part.params]
+            items += self._update_group(part, masters, gates.get(part.params[0].device))
+            copies += [(p, m) for p, m in zip(part.params, masters, strict=True) if m is not p]
+        buckets.apply(items)
+        for param, master in copies:
+            param.copy_(master)
+        return loss
+
+    def _admit(self, work: Sequence[_Work]) -> dict[torch.device, Tensor] | None:
+        """Decide whether the step may happen: None if not, else a gate for each device the host must not wait for."""
+        raising = any(part.group["nonfinite"] == "raise" for part in work)
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for part in work:
+            if raising or host_can_read(part.params[0].device):
+                bad = first_nonfinite(part.grads)
+                if bad is not None and raising:
+                    raise FloatingPointError(f"the gradient of {part.names[bad]} is not finite")
+                if bad is not None:
+                    self._report_skip(part.names[bad])
+                    return None
+            else:
+                by_device.setdefault(part.params[0].device, []).extend(part.grads)
+        if not by_device:
+            return {}
+        gate = torch.stack([g.to(next(iter(by_device))) for g in map(finite_gate, by_device.values())]).amin()
+        self._skipped = self._skipped + (1 - gate)
+        return {device: gate.to(device, non_blocking=True) for device in by_device}
+
+    def _report_skip(self, name: str) -> None:
+        self._skipped = count = int(self._skipped) + 1
+        if count in (1, 10, 100) or count % 1000 == 0:
+            warnings.warn(
+                f"the gradient of {name} is not finite: this step changed nothing ({count} skipped so far)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _update_group(self, part: _Work, masters: list[Tensor], gate: Tensor | None) -> list[buckets.Item]:
+        """Move state, decay, and apply an elementwise rule; returns the matrices still to be directed."""
+        group, rule, options = part.group, part.rule, part.options
+        states = [
+            self._state_of(param, master, rule, group)
+            for param, master in zip(part.params, masters, strict=True)
+        ]
+        grads = [_computed(grad) for grad in part.grads]
+        if gate is not None:
+            grads = without_nonfinite(grads, gate)
+        if group["maximize"]:
+            grads = list(torch._foreach_neg(grads))
+        signal = rule.accumulate(grads, states, options, gate)
+
+        lr = _learning_rate(group["lr"], masters[0].device, gate)
+        if group["weight_decay"] != 0:
+            torch._foreach_mul_(masters, 1 - lr * group["weight_decay"])
+        if not rule.is_matrix:
+            _apply_elementwise(masters, signal, lr)
+            return []
+        assert rule.rms is not None
+        items = []
+        factors: dict[tuple[int, int], float | Tensor] = {}
+        for i, (numerator, master) in enumerate(zip(signal.numerators, masters, strict=True)):
+            if not part.view.shares_memory(master):
+                masters[i] = master = master.contiguous()  # written back with the low-precision parameters
+            for matrix, target in zip(part.view.pieces(numerator), part.view.pieces(master), strict=True):
+                shape = (matrix.shape[-2], matrix.shape[-1])
+                if shape not in factors:
+                    factors[shape] = lr * scale_factor(group["scale"], *shape, rule.rms(*shape, options))
+                items.append(buckets.Item(rule, options, matrix, target, factors[shape]))
+        return items
+
+    def _state_of(self, param: Tensor, like: Tensor, rule: Rule, group: dict[str, Any]) -> dict[str, Any]:
+        """The parameter's state, created at first sight; keys that others put there are left alone."""
+        state = self.state[param]
+        if not rule.state_keys <= state.keys():
+            for key, value in rule.init(like, group).items():
+                state.setdefault(key, value)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave, matching parameters by name where both sides have names.
+
+        State keeps the dtype it was saved in, float32 moments of bfloat16 parameters included.
+
+        Args:
+            state_dict: from :meth:`state_dict` of an optimizer over the same parameters, in any order.
+
+        Raises:
+            ValueError: names or shapes do not match; nothing has been loaded then.
+        """
+        checkpoint.load(self, state_dict, super().load_state_dict)
+
+
+def _computed(tensor: Tensor) -> Tensor:
+    """The tensor in the dtype of state and arithmetic: float32, or float64 if it is that; itself if it is so already."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _learning_rate(lr: float | Tensor, device: torch.device, gate: Tensor | None) -> float | Tensor:
+    if isinstance(lr, Tensor):
+        lr = lr.reshape(()).to(device, non_blocking=True)
+    return lr if gate is None else gate * lr
+
+
+def _collect(group: dict[str, Any]) -> Iterable[_Work]:
+    """The parameters of a group that have gradients, by device, checked before anything moves."""
+    rule = rules.get(group["rule"])
+    view = parse_view(group["view"])
+    names = group.get("param_names") or [f"parameter {i} of its group" for i in range(len(group["params"]))]
+    parts: dict[torch.device, _Work] = {}
+    for name, param in zip(names, group["params"], strict=True):
+        if param.grad is None:
+            continue
+        _check_gradient(name, param, rule)
+        if param.device not in parts:
+            parts[param.device] = _Work(group, rule, rule.options(group), view, [], [], [])
+        part = parts[param.device]
+        part.names.append(name)
+        part.params.append(param)
+        part.grads.append(param.grad)
+    return parts.values()
+
+
+def _check_gradient(name: str, param: Tensor, rule: Rule) -> None:
+    grad = param.grad
+    assert grad is not None
+    if grad.is_sparse or grad.layout is not torch.strided:
+        raise RuntimeError(f"orthoopt does not support sparse gradients; {name} has layout {grad.layout}")
+    if torch.is_complex(param) or torch.is_complex(grad):
+        raise RuntimeError(f"orthoopt does not support complex parameters; {name} is {param.dtype}")
+    if not rule.is_matrix:
+        return
+    if param.ndim < 2:
+        raise RuntimeError(
+            f"{name} has shape {tuple(param.shape)} but its rule {rule.name!r} needs whole matrices: it was flattened "
+            "or sliced after the groups were made (FSDP1 and ZeRO do this)"
+        )
+    if any(not placement.is_replicate() for placement in getattr(param, "placements", ())):
+        raise RuntimeError(
+            f"{name} is sharded ({getattr(param, 'placements', None)}) and its rule {rule.name!r} needs the whole "
+            "matrix; a shard is never updated as if it were the matrix"
+        )
+
+
+def _apply_elementwise(masters: list[Tensor], signal: rules.Signal, lr: float | Tensor) -> None:
+    numerators, denominators, divisors = signal
+    if denominators is not None and not isinstance(lr, Tensor):
+        # torch.optim.AdamW's own last operation, so that results agree to the last bit.
+        scalars = [-(lr / divisor) for divisor in divisors or [1.0] * len(masters)]
+        torch._foreach_addcdiv_(masters, list(numerators), list(denominators), scalars)
+        return
+    updates = list(numerators)
+    if denominators is not None:
+        updates = list(torch._foreach_div(updates, list(denominators)))
+    if divisors is not None:
+        updates = [update / divisor for update, divisor in zip(updates, divisors, strict=True)]
+    buckets.subtract(masters, updates, [lr] * len(masters))

@@ -1,0 +1,12 @@
+"""The update rules, one a file: every module in this folder is imported, and registers what it defines."""
+
+import importlib
+import pkgutil
+
+from orthoopt.rules._base import Equivariance, Rule, Signal, get, momentum_rule, names, register
+
+for _module in pkgutil.iter_modules(__path__):
+    if not _module.name.startswith("_"):
+        importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Equivariance", "Rule", "Signal", "get", "momentum_rule", "names", "register"]

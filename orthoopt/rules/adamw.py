@@ -1,0 +1,76 @@
+"""AdamW: the elementwise rule for parameters with no matrix symmetry, in torch's own order of operations.
+
+Source: Loshchilov and Hutter, arXiv 1711.05101; torch.optim.AdamW, whose state keys it shares. Decoupled weight decay
+is the optimizer's business, as for every rule.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from orthoopt.rules._base import Equivariance, Gate, Options, Rule, Signal, State, move_average, register
+
+
+def _init(param: Tensor, options: Options) -> State:
+    """Zero moments shaped as the parameter, and a 0-d float32 ``step`` on the CPU, as torch has it."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device="meta" if param.is_meta else "cpu"),
+        "exp_avg": torch.zeros_like(param, memory_format=torch.preserve_format),
+        "exp_avg_sq": torch.zeros_like(param, memory_format=torch.preserve_format),
+    }
+
+
+def _accumulate(grads: Sequence[Tensor], states: Sequence[State], options: Options, gate: Gate) -> Signal:
+    """m ← β₁m + (1−β₁)G, v ← β₂v + (1−β₂)G²; the update is (m/(1−β₁ᵗ)) / (√(v/(1−β₂ᵗ)) + eps)."""
+    beta1, beta2 = options["betas"]
+    averages = [state["exp_avg"] for state in states]
+    squares = [state["exp_avg_sq"] for state in states]
+    if gate is None:
+        torch._foreach_lerp_(averages, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    else:
+        move_average(averages, grads, beta1, 1 - beta1, gate)
+        move_average(squares, torch._foreach_mul(grads, grads), beta2, 1 - beta2, gate)
+    roots = torch._foreach_sqrt(squares)
+    corrections1: list[float | Tensor] = []
+    corrections2: list[float | Tensor] = []
+    for state in states:
+        if gate is None:
+            state["step"] += 1
+            step = state["step"].item()
+        else:
+            # The count must not wait for the host, so it lives where the gate is known.
+            state["step"] = state["step"].to(gate.device, non_blocking=True)
+            step = state["step"].add_(gate).clamp(min=1)
+        corrections1.append(1 - beta1**step)
+        corrections2.append((1 - beta2**step) ** 0.5)
+    torch._foreach_div_(roots, corrections2)
+    torch._foreach_add_(roots, options["eps"])
+    return Signal(averages, roots, corrections1)
+
+
+def _check(options: Options) -> None:
+    for index, beta in enumerate(options["betas"]):
+        if not 0 <= beta < 1:
+            raise ValueError(f"betas[{index}] must be at least 0 and below 1, got {beta!r}")
+    if options["eps"] < 0:
+        raise ValueError(f"eps must not be negative, got {options['eps']!r}")
+
+
+adamw = register(
+    Rule(
+        name="adamw",
+        summary="AdamW, elementwise.",
+        defaults={"betas": (0.9, 0.95), "eps": 1e-8},
+        hints={"betas": tuple[float, float], "eps": float},
+        init=_init,
+        accumulate=_accumulate,
+        equivariance=lambda options: Equivariance(
+            "signed_permutation", "signed_permutation", breaks=(("left", "orthogonal"), ("right", "orthogonal"))
+        ),
+        scale_invariant=False,
+        check=_check,
+    )
+)
