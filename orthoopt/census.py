@@ -1,0 +1,178 @@
+"""Every parameter once, with the evidence that tells what it is: owner module, cleaned name, shape, ties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from orthoopt import naming
+
+Shape = tuple[int, ...]
+Parameters = nn.Module | Iterable[tuple[str, Tensor]] | Iterable[Tensor]
+
+
+@dataclass(eq=False)
+class Census:
+    """What is known about the parameters together."""
+
+    shapes: dict[str, Shape] = field(default_factory=dict)  # cleaned name -> shape, frozen parameters too
+    input_ids: set[int] = field(default_factory=set)  # tensors returned by get_input_embeddings()
+    output_ids: set[int] = field(default_factory=set)  # tensors returned by get_output_embeddings()
+    heads: dict[int, str] = field(
+        default_factory=dict
+    )  # output layers, filled by heads.find_heads: id -> reason
+    everything: list[Candidate] = field(default_factory=list)  # every tensor once, in order, frozen ones too
+    first_kernel: Tensor | None = None  # of the first convolution
+    names_show_conv1d: bool = False  # without modules: a c_attn of shape (d, 3 d) stores (in, out)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The trainable parameters, which are the ones to classify."""
+        return [candidate for candidate in self.everything if candidate.param.requires_grad]
+
+
+@dataclass(eq=False)
+class Candidate:
+    """One trainable parameter and its evidence."""
+
+    name: str | None  # as named_parameters() gives it; None for a bare tensor
+    param: Tensor
+    path: tuple[str, ...]  # cleaned components of the owner
+    leaf: str  # the parameter's own name in its owner
+    modules: tuple[
+        nn.Module, ...
+    ]  # the owner, then its ancestors up to the root; empty when only names are known
+    census: Census
+    aliases: list[Candidate] = field(default_factory=list)  # the same tensor under its other names
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the parameter as it is stored."""
+        return tuple(self.param.shape)
+
+    @property
+    def owner(self) -> nn.Module | None:
+        """The module that holds the parameter."""
+        return self.modules[0] if self.modules else None
+
+    @property
+    def last(self) -> str:
+        """The owner's own name, the last component of its path."""
+        return self.path[-1] if self.path else ""
+
+    def owner_is(self, *words: str) -> bool:
+        """Whether the owner's class name contains one of these words."""
+        return self.owner is not None and any(word in type(self.owner).__name__ for word in words)
+
+    def beside(self, component: str) -> Shape | None:
+        """Shape of the weight of the owner's sibling of this name."""
+        return self.census.shapes.get(".".join((*self.path[:-1], component, "weight")))
+
+    def within(self, leaf: str) -> Shape | None:
+        """Shape of another parameter of the same owner."""
+        return self.census.shapes.get(".".join((*self.path, leaf)))
+
+    def attribute(self, *names: str) -> int | None:
+        """The first whole number of these names, on the owner, its ancestors, or their configs."""
+        for module in self.modules:
+            config = getattr(module, "config", None)
+            for source in (module, config, getattr(config, "text_config", None)):
+                for name in names:
+                    value = getattr(source, name, None)
+                    if isinstance(value, int) and not isinstance(value, bool):
+                        return value
+        return None
+
+    def flag(self, name: str) -> bool | None:
+        """The first yes or no of this name, on the owner, its ancestors, or their configs."""
+        for module in self.modules:
+            for source in (module, getattr(module, "config", None)):
+                value = getattr(source, name, None)
+                if isinstance(value, bool):
+                    return value
+        return None
+
+
+def take_census(params: Parameters) -> Census:
+    """List the trainable parameters once each, in order, with their evidence.
+
+    ``params`` is a module, (name, tensor) pairs, or tensors; TypeError naming the first of another kind.
+    """
+    census = Census()
+    candidates = (
+        _from_module(params, census) if isinstance(params, nn.Module) else _from_items(params, census)
+    )
+    seen: dict[int, Candidate] = {}
+    for candidate in candidates:
+        if candidate.name is not None:
+            census.shapes[".".join((*candidate.path, candidate.leaf))] = candidate.shape
+        first = seen.setdefault(id(candidate.param), candidate)
+        if first is not candidate:
+            first.aliases.append(candidate)
+        shape = candidate.shape
+        if census.first_kernel is None and isinstance(candidate.owner, nn.modules.conv._ConvNd):
+            census.first_kernel = candidate.param
+        if (
+            not candidate.modules
+            and candidate.last == "c_attn"
+            and len(shape) == 2
+            and shape[1] == 3 * shape[0]
+        ):
+            census.names_show_conv1d = True
+    census.everything = list(seen.values())
+    return census
+
+
+def _from_module(model: nn.Module, census: Census) -> Iterator[Candidate]:
+    for module in model.modules():
+        for ids, accessor in (
+            (census.input_ids, "get_input_embeddings"),
+            (census.output_ids, "get_output_embeddings"),
+        ):
+            weight = _accessed_weight(module, accessor)
+            if weight is not None:
+                ids.add(id(weight))
+    for name, param in model.named_parameters(remove_duplicate=False):
+        parts = naming.clean_name(name).split(".")
+        modules = [model]
+        for part in name.split(".")[:-1]:
+            if part == "parametrizations":
+                break
+            modules.append(modules[-1].get_submodule(part))
+        yield Candidate(name, param, tuple(parts[:-1]), parts[-1], tuple(reversed(modules)), census)
+
+
+def _accessed_weight(module: nn.Module, accessor: str) -> Tensor | None:
+    method = getattr(module, accessor, None)
+    if not callable(method):
+        return None
+    try:
+        return cast("Tensor | None", getattr(method(), "weight", None))
+    except (
+        NotImplementedError,
+        AttributeError,
+        TypeError,
+    ):  # a model without that end, or a method of another kind
+        return None
+
+
+def _from_items(
+    params: Iterable[tuple[str, Tensor]] | Iterable[Tensor], census: Census
+) -> Iterator[Candidate]:
+    if isinstance(params, torch.Tensor):
+        raise TypeError(
+            "parameters must be a module, (name, tensor) pairs, or tensors in a list, not one tensor"
+        )
+    for position, item in enumerate(params):
+        name, param = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
+        if not isinstance(param, torch.Tensor) or not isinstance(name, str | None):
+            raise TypeError(
+                f"parameter {position} is {type(item).__name__}, not a tensor or a (name, tensor) pair; "
+                "a model may be given whole"
+            )
+        parts = naming.clean_name(name).split(".") if name is not None else [""]
+        yield Candidate(name, param, tuple(parts[:-1]), parts[-1], (), census)

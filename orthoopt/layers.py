@@ -1,0 +1,66 @@
+"""Where a layer stands: in an attention or in an mlp, and on which side of it."""
+
+from __future__ import annotations
+
+from orthoopt import naming
+from orthoopt.census import Candidate
+
+
+def place(candidate: Candidate) -> tuple[str, str] | None:
+    """The block a layer belongs to, ("attention" or "mlp", words): the parent's class, else a name."""
+    if len(candidate.modules) > 1:
+        parent = type(candidate.modules[1])
+        kind = naming.block_kind(parent.__name__)
+        if kind is not None:
+            around = candidate.path[-2:-1]
+            return kind, f"in {around[0]}" if around and not around[0].isdigit() else f"in {parent.__name__}"
+    named = naming.block(candidate.path)
+    if named is None:
+        return None
+    return named[0], f"in {named[1]}" if named[1] != candidate.last else ""
+
+
+def attention_layer(candidate: Candidate) -> str | None:
+    """Words for the attention the layer belongs to, "in self_attn" or ""; None when it belongs to none."""
+    where = place(candidate)
+    if where is not None:
+        return where[1] if where[0] == "attention" else None
+    return "" if candidate.last in naming.ATTENTION | naming.FUSED_QKV else None
+
+
+def mlp_side(candidate: Candidate) -> str | None:
+    """Whether the layer leads into an mlp ("in": gate, up, fc1) or out of it ("out": down, fc2)."""
+    name = candidate.leaf if candidate.leaf != "weight" else candidate.last
+    if name in naming.MLP_IN:
+        return "in"
+    if name in naming.MLP_OUT:
+        return "out"
+    where = place(candidate)
+    inside = (where is not None and where[0] == "mlp") or naming.expert_component(candidate.path) is not None
+    if candidate.path[-2:] == ("intermediate", "dense"):
+        return "in"
+    if candidate.path[-2:] == ("output", "dense"):
+        return "out"
+    if name in naming.PAIRS_IN and (inside or _opposite(candidate, naming.PAIRS_IN[name], is_in=True)):
+        return "in"
+    if name in naming.PAIRS_OUT and (inside or _opposite(candidate, naming.PAIRS_OUT[name], is_in=False)):
+        return "out"
+    return _numbered_side(candidate) if inside and name.isdigit() else None
+
+
+def _opposite(candidate: Candidate, other: str, is_in: bool) -> bool:
+    """Whether the sibling of this name is the other half of an mlp: (I, H) or (2 I, H), and (H, I)."""
+    shape = candidate.beside(other)
+    if shape is None or len(shape) != 2 or candidate.param.ndim != 2:
+        return False
+    (inner, width), (back, inner_back) = (candidate.shape, shape) if is_in else (shape, candidate.shape)
+    return width == back and inner in (inner_back, 2 * inner_back)
+
+
+def _numbered_side(candidate: Candidate) -> str | None:
+    """The side of a layer in an nn.Sequential: of ``mlp.0`` and ``mlp.2`` the first leads in."""
+    number = int(candidate.last)
+    for other in range(number + 8):
+        if other != number and _opposite(candidate, str(other), is_in=other > number):
+            return "in" if other > number else "out"
+    return None

@@ -1,0 +1,151 @@
+"""What the names of parameters say: cleaned paths, and the words that model codebases use for their layers.
+
+Names are the second witness, after the structure of the model. They are compared by whole path components,
+never by substrings: ``head_proj`` is not a head, and a ``lora_A`` below ``gate_proj`` is not a gate.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"}
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
+_EMBEDDING = re.compile(
+    r"((tok|token|tokens|word|char|text|input|vocab|byte)_?)?(embed|embeds|embedding|embeddings|emb)"
+)
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+EMBEDDINGS = {"wte", "embed_tokens", "embed_in", "tok_embeddings", "token_embedding_table", "shared"}
+HEADS = {"lm_head", "head", "classifier", "score", "embed_out", "output_layer", "logits", "qa_outputs"}
+ROUTERS = {"gate", "router", "shared_expert_gate", "gating", "gate_network"}
+STATE_SPACE = {"A_log", "A_logs", "D", "Ds", "dt_bias", "A", "time_decay", "time_first", "time_faaaa"}
+
+ATTENTION = {
+    *(
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "to_q",
+        "to_k",
+        "to_v",
+        "wq",
+        "wk",
+        "wv",
+        "q_attn",
+        "query",
+        "key",
+        "value",
+    ),
+    *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "kv_a_proj", "kv_proj"),
+}
+FUSED_QKV = {"qkv_proj", "qkv", "to_qkv", "c_attn", "Wqkv", "wqkv", "query_key_value", "in_proj_weight"}
+MLP_IN = {
+    *("gate_proj", "up_proj", "gate_up_proj", "w_gate", "w_up", "gate_up", "dense_h_to_4h", "c_fc"),
+    *("wi", "wi_0", "wi_1", "Wi", "input_linear", "w12", "w13", "weights_in", "fc_in"),
+}
+MLP_OUT = {"down_proj", "w_down", "dense_4h_to_h", "output_linear", "weights_out", "w_out", "fc_out"}
+FUSED_GATE_UP = {"gate_up_proj", "gate_up", "Wi", "input_linear", "w12", "w13", "weights_in"}
+# Names that may stand for anything numbered: they need an enclosing mlp, or the other half beside them, of the other
+# shape (fc1 (I, H) and fc2 (H, I)).
+PAIRS_IN = {
+    **{
+        "fc1": "fc2",
+        "linear1": "linear2",
+        "lin1": "lin2",
+        "fc_1": "fc_2",
+        "w1": "w2",
+        "w3": "w2",
+        "up": "down",
+    },
+    **{
+        "gate": "down",
+        "w_1": "w_2",
+        "linear_1": "linear_2",
+        "dense1": "dense2",
+        "gate_up": "down",
+        "c_fc": "c_proj",
+    },
+}
+PAIRS_OUT = {
+    **{"fc2": "fc1", "linear2": "linear1", "lin2": "lin1", "fc_2": "fc_1", "w2": "w1", "down": "up"},
+    **{"w_2": "w_1", "linear_2": "linear_1", "dense2": "dense1", "c_proj": "c_fc", "wo": "wi", "Wo": "Wi"},
+}
+
+
+def clean_name(name: str) -> str:
+    """The name without what torch.compile, DDP, FSDP, checkpointing, PEFT and parametrizations add."""
+    name = _PARAMETRIZED.sub(r"\1", name)
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def words(component: str) -> set[str]:
+    """The lower-case words of a path component: ``EncDecAttention`` -> enc, dec, attention."""
+    return set(_CAMEL.sub("_", component).lower().split("_"))
+
+
+def is_position(component: str) -> bool:
+    """Whether a table of this name holds places or distances, not the entries of a vocabulary."""
+    return bool(words(component) & {"wpe", "pos", "position", "positions", "positional", "rel", "relative"})
+
+
+def is_token(leaf: str) -> bool:
+    """Whether a raw parameter of this name is a learned token that is put beside the inputs."""
+    said = words(leaf)
+    special = {"cls", "class", "mask", "dist", "distillation", "register", "query", "latent", "prompt"}
+    return bool(said & special) and bool(said & {"token", "tokens", "embedding", "embeddings"})
+
+
+def is_embedding(component: str) -> bool:
+    """Whether a table of this name is an embedding of a vocabulary."""
+    return component in EMBEDDINGS or _EMBEDDING.fullmatch(component) is not None
+
+
+def is_lora(path: Sequence[str]) -> bool:
+    """Whether the path runs through a low-rank adapter."""
+    return any(part.startswith(("lora_A", "lora_B", "lora_embedding_")) for part in path)
+
+
+def is_bias(leaf: str) -> bool:
+    """Whether a parameter of this name is a bias, of any number of dimensions."""
+    return leaf == "bias" or leaf.endswith("_bias") or leaf.startswith("bias_")
+
+
+def is_state_space(leaf: str) -> bool:
+    """Whether a raw parameter of this name holds decay rates or gains of a recurrence, entry by entry."""
+    return leaf in STATE_SPACE or leaf.startswith(("time_mix_", "time_maa_"))
+
+
+def expert_component(path: Sequence[str]) -> str | None:
+    """The component that holds experts (shared experts are dense, they do not count)."""
+    for part in reversed(path):
+        said = words(part)
+        if said & {"expert", "experts"}:
+            return None if "shared" in said or "gate" in said else part
+    return None
+
+
+def block(path: Sequence[str]) -> tuple[str, str] | None:
+    """The innermost component that names its block: ("attention" or "mlp", component)."""
+    for part in reversed(path):
+        kind = block_kind(part)
+        if kind is not None:
+            return kind, part
+    return None
+
+
+def block_kind(component: str) -> str | None:
+    """What a component or the name of a class names: an attention or an mlp; a whole layer is neither."""
+    said = words(component)
+    if said & {"block", "layer", "layers", "encoder", "decoder", "model", "transformer"}:
+        return None
+    if said & {"attn", "attention", "mha"}:
+        return "attention"
+    is_mlp = said & {"mlp", "ffn", "ff", "feedforward", "moe"} or {"feed", "forward"} <= said
+    return "mlp" if is_mlp or component == "DenseReluDense" else None
+
+
+def in_a_stack(path: Sequence[str]) -> bool:
+    """Whether the path runs through a numbered container and goes on: one layer of many."""
+    return any(part.isdigit() for part in path[:-1])

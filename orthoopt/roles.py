@@ -1,0 +1,87 @@
+"""What each parameter is in the network: its role, the view that shows it as matrices, and the evidence.
+
+Structure decides first (owner module, embedding accessors, identity of tied tensors, configs), names second,
+shape last. The decisions stand in one ordered table, and the first that applies wins. What nothing speaks for is
+``unknown``, with the reason, and never gets a guessed view.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from orthoopt.census import Candidate, Parameters, take_census
+from orthoopt.decisions import DECISIONS, Verdict
+from orthoopt.heads import find_heads
+from orthoopt.views import parse_view
+
+ROLES: tuple[str, ...] = (
+    "embedding",
+    "tied_embedding",
+    "lm_head",
+    "attention",
+    "mlp_in",
+    "mlp_out",
+    "expert_in",
+    "expert_out",
+    "router",
+    "conv",
+    "hidden",
+    "vector",
+    "unknown",
+)
+
+
+class ParameterRole(NamedTuple):
+    """The classification of one parameter, for people."""
+
+    name: str
+    role: str
+    view: str
+    reason: str
+
+
+class Classified(NamedTuple):
+    """The classification of one parameter, with the parameter."""
+
+    name: str | None
+    param: Tensor
+    role: str
+    view: str
+    reason: str
+
+
+def roles(params: Parameters) -> list[ParameterRole]:
+    """Role, view and reason of every trainable parameter, each tensor once.
+
+    ``params`` is a module (its structure decides), (name, tensor) pairs (names and shapes decide) or tensors
+    (shapes decide; they are listed as ``params[i]``). TypeError naming the first item that is none of these.
+    """
+    return [
+        ParameterRole(f"params[{i}]" if name is None else name, role, view, reason)
+        for i, (name, _, role, view, reason) in enumerate(classify(params))
+    ]
+
+
+def classify(params: Parameters) -> list[Classified]:
+    """Like ``roles``, with the tensors and with name None for bare ones."""
+    census = take_census(params)
+    find_heads(census)
+    return [Classified(c.name, c.param, *_decide(c)) for c in census.candidates]
+
+
+def _decide(candidate: Candidate) -> Verdict:
+    for decision in DECISIONS:
+        verdict = decision(candidate)
+        if verdict is not None:
+            return _refuse_thin(candidate, verdict)
+    raise AssertionError(f"no decision for {candidate.name}")  # the last one always decides
+
+
+def _refuse_thin(candidate: Candidate, verdict: Verdict) -> Verdict:
+    """A matrix with a side below 2 is a vector, whatever it does: matrix rules have nothing to act on."""
+    view = parse_view(verdict.view)
+    if view.is_matrix and any(min(shape[-2:]) < 2 for shape in view.piece_shapes(candidate.shape)):
+        return Verdict("vector", "vector", f"{verdict.reason}; but a side is below 2")
+    return verdict
