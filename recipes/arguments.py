@@ -1,0 +1,302 @@
+"""What `orthoopt pretrain` can be told: a YAML config, then `--key value`, checked by one parser.
+
+Every key is a field of one of four dataclasses, the last of which is transformers' own `TrainingArguments`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, NoReturn
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from orthoopt import plans
+from orthoopt.recipes.errors import RecipeError, nearest
+
+
+def _option(default: Any, text: str) -> Any:
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """Which network is trained, from random weights."""
+
+    _argument_group_name: ClassVar[str] = "model"
+
+    model: str = _option(
+        "Qwen3Config",
+        "A transformers config or causal-LM class (Qwen3Config), a model type (qwen3), a folder or "
+        "config.json, or a Hub name; the weights are always new.",
+    )
+    model_overrides: dict[str, Any] | str | None = _option(
+        None,
+        'Changes to that config: "num_hidden_layers=2,hidden_size=64", JSON, or a mapping in YAML. '
+        "Merged over the config's own; dropped with it when --model names another model.",
+    )
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
+    data: str = _option(
+        "builtin:stdlib",
+        "builtin:stdlib, text:PATH (a file or folder of plain text), a .txt, .jsonl or .parquet file, "
+        "a folder of them, or the name of a Hugging Face dataset.",
+    )
+    data_config: str | None = _option(None, "The dataset's configuration, as in load_dataset(name, config).")
+    data_split: str = _option("train", "The dataset's training split.")
+    validation_split: str | None = _option(
+        None,
+        "The dataset's validation split; by default its own 'validation' or 'test', else documents held out.",
+    )
+    text_column: str = _option("text", "The column that holds the text.")
+    streaming: bool = _option(False, "Read the dataset as a stream; needs --max_steps.")
+    block_size: int = _option(128, "Tokens per training example.")
+    validation_fraction: float = _option(0.05, "Share of the documents held out, chosen by a hash.")
+    eval_blocks: int = _option(256, "How many held-out blocks, spread evenly, every evaluation scores.")
+    tokenizer: str | None = _option(
+        None,
+        "A tokenizer's Hub name or folder; by default a byte-level BPE is trained on the corpus and cached.",
+    )
+    vocab_size: int = _option(4096, "Vocabulary of the trained tokenizer.")
+    cache_dir: str | None = _option(
+        None, "Where tokenizers and tokens are kept; by default orthoopt/ in $XDG_CACHE_HOME or ~/.cache."
+    )
+
+
+@dataclass
+class RunArguments:
+    """How it is optimized, and what is written at the end."""
+
+    _argument_group_name: ClassVar[str] = "run"
+
+    plan: str = _option("symmetry", "Which rule each class of parameters gets; see orthoopt.plans.names().")
+    plan_learning_rates: dict[str, float] | str | None = _option(
+        None, "Plan to learning rate, used where --learning_rate is not given."
+    )
+    overrides: dict[str, dict[str, Any]] | str | None = _option(
+        None,
+        "Name pattern to options, looked at before the plan, as JSON or YAML: "
+        '{"lm_head": {"rule": "adamw"}}.',
+    )
+    decay_fraction: float = _option(
+        0.5,
+        "With warmup_stable_decay: the share of the steps in which the learning rate falls linearly to 0.",
+    )
+    log_update_norms: bool = _option(
+        True, "Log the norm of each role's update; copies the parameters to do so."
+    )
+    generate_sample: bool = _option(True, "Write a text sample at the end.")
+    sample_prompt: str = _option("def ", "What the sample continues.")
+    save_final: bool = _option(True, "Save the final model and tokenizer under OUTPUT_DIR/model.")
+    overwrite_output_dir: bool = _option(False, "Delete the checkpoints of an earlier run in --output_dir.")
+
+
+@dataclass
+class PretrainArguments(TrainingArguments):
+    """transformers' TrainingArguments; a learning rate that is not given is the plan's."""
+
+    _argument_group_name: ClassVar[str] = "transformers.TrainingArguments"
+
+    learning_rate: float | None = _option(None, "Peak learning rate, on AdamW's scale for every plan.")
+    weight_decay: float = _option(0.1, "Decoupled weight decay.")
+
+    def __post_init__(self) -> None:
+        self.names_output_dir = self.output_dir is not None  # if not, the run chooses a free folder
+        super().__post_init__()
+        if getattr(self, "include_num_input_tokens_seen", "no") == "no":
+            self.include_num_input_tokens_seen = "all"  # metrics.jsonl counts tokens, across restarts too
+
+
+class Arguments(NamedTuple):
+    """One run's arguments, parsed and checked, and the name of the config they started from."""
+
+    config: str
+    model: ModelArguments
+    data: DataArguments
+    run: RunArguments
+    training: PretrainArguments
+    model_overrides: dict[str, Any]
+    overrides: dict[str, dict[str, Any]]
+    learning_rate: float
+
+
+_GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, RunArguments, PretrainArguments)
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser that raises `RecipeError` instead of printing a screen of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(message)
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Read `[CONFIG] [--key value ...]`; flags win over the config, the config over the defaults.
+
+    CONFIG is a path or the name of a config that ships with the package; without one it is `default`.
+    Raises `RecipeError` for an unknown config, key or flag, naming the nearest known one, and for bad values.
+    """
+    argv = list(argv)
+    config = argv.pop(0) if argv and not argv[0].startswith("-") else "default"
+    settings = read_config(config)
+    parser = _Parser(_GROUPS, prog="orthoopt pretrain", usage="orthoopt pretrain [CONFIG] [--key value ...]",
+                     description=_help_header(), allow_abbrev=False)  # fmt: skip
+    parser.set_defaults(**{key: _as_typed(value) for key, value in settings.items()})
+    try:
+        *groups, rest = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except (ArgumentError, ValueError) as error:
+        raise error if isinstance(error, RecipeError) else RecipeError(str(error)) from error
+    if rest:
+        raise RecipeError(_unexpected(rest[0], parser))
+    model, data, run, training = groups
+    _check(data, run, training)
+    return Arguments(
+        Path(config).stem,
+        model,
+        data,
+        run,
+        training,
+        model_overrides=_model_overrides(model, settings),
+        overrides=parse_mapping(run.overrides, "overrides"),
+        learning_rate=_learning_rate(run, training),
+    )
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """Load a YAML config, a path or the stem of a shipped one, and check its keys against the dataclasses."""
+    shipped = {Path(entry.name).stem: entry for entry in resources.files("orthoopt.recipes.configs").iterdir()
+               if entry.name.endswith(".yaml")}  # fmt: skip
+    if name in shipped:
+        text = shipped[name].read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        raise RecipeError(
+            f"no config {name!r}: it is neither a file nor one of {sorted(shipped)}{nearest(name, shipped)}"
+        )
+    try:
+        settings = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"config {name!r} is not YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise RecipeError(
+            f"config {name!r} must be a mapping of option to value, got {type(settings).__name__}"
+        )
+    known = [item.name for group in _GROUPS for item in dataclasses.fields(group) if item.init]
+    for key in settings:
+        if key not in known:
+            raise RecipeError(f"config {name!r} has the unknown key {key!r}{nearest(str(key), known)}")
+    return settings
+
+
+def parse_mapping(value: Mapping[str, Any] | str | None, option: str) -> dict[str, Any]:
+    """Turn a mapping option into a dict: as it is from YAML, or from a string, JSON or `a=1,b=2`.
+
+    Numbers such as `1e-3`, which YAML reads as text, become numbers. Raises `RecipeError` naming `option`.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            value = json.loads(text) if text.startswith("{") else _pairs(text)
+        except ValueError as error:
+            raise RecipeError(
+                f"--{option} must be JSON or key=value,key=value, got {value!r} ({error})"
+            ) from error
+    if value is not None and not isinstance(value, Mapping):
+        raise RecipeError(f"--{option} must be a mapping, got {value!r}")
+    return {str(key): _number(item) for key, item in (value or {}).items()}
+
+
+def _pairs(text: str) -> dict[str, Any]:
+    pairs = [item.partition("=") for item in text.split(",") if item.strip()]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise ValueError(f"{key!r} has no '='")
+    return {key.strip(): yaml.safe_load(item) for key, _, item in pairs}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _number(item) for key, item in value.items()}
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _as_typed(value: Any) -> Any:
+    """A default as text, so that argparse converts and checks it as it does the command line."""
+    return str(value) if isinstance(value, (bool, int, float)) else value
+
+
+def _model_overrides(model: ModelArguments, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The command line's over the config's; the config's go when the command line names another model."""
+    given = parse_mapping(model.model_overrides, "model_overrides")
+    if model.model == settings.get("model", ModelArguments.model):
+        return parse_mapping(settings.get("model_overrides"), "model_overrides") | given
+    return {} if model.model_overrides == settings.get("model_overrides") else given
+
+
+def _learning_rate(run: RunArguments, training: PretrainArguments) -> float:
+    """The given learning rate or the plan's; Trainer's arguments get it too."""
+    if training.learning_rate is None:
+        rates = parse_mapping(run.plan_learning_rates, "plan_learning_rates")
+        if run.plan not in rates:
+            raise RecipeError(
+                f"no learning rate for plan {run.plan!r}: give --learning_rate "
+                f"(plan_learning_rates has {sorted(rates) or 'no entries'})"
+            )
+        training.learning_rate = float(rates[run.plan])
+    return training.learning_rate
+
+
+def _check(data: DataArguments, run: RunArguments, training: PretrainArguments) -> None:
+    """Check what the parser cannot."""
+    if run.plan not in plans.names():
+        raise RecipeError(
+            f"--plan {run.plan!r} is not one of {plans.names()}{nearest(run.plan, plans.names())}"
+        )
+    for option, low in (("block_size", 2), ("eval_blocks", 1), ("vocab_size", 257)):
+        if getattr(data, option) < low:
+            raise RecipeError(f"--{option} must be at least {low}, got {getattr(data, option)}")
+    for option, number in (
+        ("validation_fraction", data.validation_fraction),
+        ("decay_fraction", run.decay_fraction),
+    ):
+        if not 0.0 < number < 1.0:
+            raise RecipeError(f"--{option} must lie between 0 and 1, got {number}")
+    if data.streaming and training.max_steps <= 0:
+        raise RecipeError("--streaming has no end: give --max_steps")
+
+
+def _unexpected(text: str, parser: _Parser) -> str:
+    if not text.startswith("-"):
+        return f"unexpected argument {text!r}: a config comes first, everything else is --key value"
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    name = text.partition("=")[0]
+    return f"unknown option {name!r}{nearest(name, flags)}"
+
+
+def _help_header() -> str:
+    return (
+        "Train a language model. CONFIG is a YAML file or the name of a config that ships with orthoopt "
+        "(default: a small Qwen3-style model on the Python standard library's source); every option below "
+        "is a key of it too."
+    )

@@ -1,0 +1,192 @@
+"""What a run watches: learning rate and update norm by role, the time spent training, the progress shown."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+
+class RoleMetrics(TrainerCallback):
+    """Learning rate and update norm of each role on the steps that are logged, and the time in the optimizer.
+
+    `latest` holds, of the last logged step, `lr/ROLE`, `update_norm/ROLE`, the Frobenius norm of what the
+    step changed, weight decay included, over all parameters of the role, and `learning_rate`, the run's own
+    before a plan's multipliers. Groups without a `role` count as `all`. Measuring norms copies the parameters
+    before such a step; `norms=False` avoids that.
+    """
+
+    def __init__(self, *, norms: bool = True) -> None:
+        self.norms = norms
+        self.latest: dict[str, float] = {}
+        self.optimizer_seconds: float | None = 0.0
+        self._before: list[tuple[str, Tensor, Tensor]] = []
+        self._started = 0.0
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Read the learning rates, and copy the parameters if this step is logged."""
+        if _is_logged(args, state):
+            self.latest = {f"lr/{role}": rate for role, rate in role_learning_rates(optimizer).items()}
+            first = optimizer.param_groups[0]
+            schedule = float(first["lr"]) / float(first.get("initial_lr") or first["lr"] or 1.0)
+            self.latest["learning_rate"] = args.learning_rate * schedule
+            if self.norms:
+                self._before = [
+                    (group.get("role", "all"), param, param.detach().clone())
+                    for group in optimizer.param_groups
+                    for param in group["params"]
+                ]
+        if args.device.type != "cpu":
+            self.optimizer_seconds = None  # the host returns before an accelerator is done
+        self._started = time.perf_counter()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure what the step changed."""
+        if self.optimizer_seconds is not None:
+            self.optimizer_seconds += time.perf_counter() - self._started
+        squares: dict[str, list[Tensor]] = {}
+        for role, param, before in self._before:
+            squares.setdefault(role, []).append(_squared_norm(param.detach() - before))
+        self._before = []
+        for role, parts in squares.items():
+            self.latest[f"update_norm/{role}"] = float(torch.stack(parts).sum().sqrt())
+
+
+class TrainingClock(TrainerCallback):
+    """Seconds spent training, without evaluations and checkpoints, as of the last finished step."""
+
+    def __init__(self, earlier: float = 0.0) -> None:
+        self.earlier = earlier
+        self._start = self._mark = time.perf_counter()
+        self._elsewhere = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Training time up to the last step, that before a restart included."""
+        return self.earlier + self._mark - self._start - self._elsewhere
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start."""
+        self._start = self._mark = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Note the time; whatever comes before the next step is either logging or excluded below."""
+        self._mark = time.perf_counter()
+
+    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Leave out the time since the step."""
+        self._exclude()
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        """Leave out the time since the step, or since the evaluation."""
+        self._exclude()
+
+    def _exclude(self) -> None:
+        now = time.perf_counter()
+        self._elsewhere += now - self._mark
+        self._mark = now
+
+
+class Progress(TrainerCallback):
+    """One bar with the losses on a terminal; one line for each log elsewhere."""
+
+    def __init__(self, *, bar: bool) -> None:
+        self.wants_bar = bar and sys.stderr.isatty()
+        self._bar: Any = None
+        self._shown: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar where the run starts or resumes."""
+        if state.is_world_process_zero and self.wants_bar:
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the training loss on the bar, and each evaluation in a line of its own."""
+        if not state.is_world_process_zero or not logs:
+            return
+        if "eval_loss" in logs:
+            self._say(
+                f"{_place(state)}: validation loss "
+                f"{logs['eval_loss']:.4f}, {logs['eval_bits_per_byte']:.4f} bits per byte"
+            )
+            self._shown["validation"] = f"{logs['eval_loss']:.3f}"
+        elif "loss" in logs:
+            self._shown["loss"] = f"{logs['loss']:.3f}"
+            if self._bar is None:
+                print(f"{_place(state)}: loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e}", flush=True)
+        if self._bar is not None:
+            self._bar.set_postfix(self._shown)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _say(self, line: str) -> None:
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.write(line)
+
+
+def _place(state: TrainerState) -> str:
+    return f"step {state.global_step:>{len(str(state.max_steps))}} of {state.max_steps}"
+
+
+def role_learning_rates(optimizer: Any) -> dict[str, float]:
+    """Each role's learning rate; the largest where overrides give the groups of one role different ones."""
+    rates: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        role = group.get("role", "all")
+        rates[role] = max(rates.get(role, 0.0), float(group["lr"]))
+    return rates
+
+
+def _is_logged(args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether the step about to be taken will be logged; Trainer decides only after it."""
+    step = state.global_step + 1
+    if step == 1 and args.logging_first_step:
+        return True
+    return args.logging_strategy == IntervalStrategy.STEPS and step % max(int(state.logging_steps), 1) == 0
+
+
+def _squared_norm(change: Tensor) -> Tensor:
+    """Sum of squares in fp32, of the whole tensor where it is sharded."""
+    square = torch.linalg.vector_norm(change.float()).square()
+    return square.full_tensor() if hasattr(square, "full_tensor") else square

@@ -1,0 +1,114 @@
+"""The network: any transformers config, with new weights, fitted to the tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from orthoopt.recipes.errors import RecipeError, nearest
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """Find the config that `--model` names.
+
+    A folder or config.json, a class of transformers (`Qwen3Config`, `Qwen3ForCausalLM`), a model type
+    (`qwen3`), or a Hub name. Raises `RecipeError` naming the nearest class or type.
+    """
+    path = Path(name)
+    if path.exists():
+        return _pretrained_config(path if path.is_dir() else path.resolve(), name)
+    if name in CONFIG_MAPPING:
+        return CONFIG_MAPPING[name]()
+    if name.isidentifier() and hasattr(transformers, name):
+        found = getattr(transformers, name)
+        found = getattr(found, "config_class", None) or found
+        if isinstance(found, type) and issubclass(found, PretrainedConfig):
+            return found()
+        raise RecipeError(f"--model {name!r}: transformers.{name} is neither a config nor a model class")
+    if "/" in name or not name.isidentifier():
+        return _pretrained_config(name, name)
+    known = [*CONFIG_MAPPING.keys(), *(config.__name__ for config in MODEL_FOR_CAUSAL_LM_MAPPING)]
+    raise RecipeError(
+        f"--model {name!r} is no file, no class of transformers, no model type and no Hub name"
+        f"{nearest(name, known)}"
+    )
+
+
+def build_model(
+    name: str, overrides: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, *, block_size: int, seed: int
+) -> PreTrainedModel:
+    """A causal language model with weights drawn from `seed` and the tokenizer's vocabulary.
+
+    Raises `RecipeError` for an override the config does not have, and for a config that has no causal LM.
+    """
+    config = load_config(name)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise RecipeError(
+            f"--model {name!r}: transformers has no causal language model for {type(config).__name__}"
+        )
+    config = type(config)(**_merged(config, overrides, tokenizer, block_size))
+    transformers.set_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    if model.generation_config is not None:
+        model.generation_config.bos_token_id = tokenizer.bos_token_id
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        model.generation_config.pad_token_id = padding
+    return model
+
+
+def _merged(
+    config: PretrainedConfig,
+    overrides: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+    block_size: int,
+) -> dict[str, Any]:
+    """The config's values with the overrides and the tokenizer's; rebuilt, so that derived values follow."""
+    values = config.to_dict()
+    own = set(type(config)().to_dict()) | set(config.attribute_map)
+    for key in overrides:
+        if key not in own:
+            raise RecipeError(f"--model_overrides: {type(config).__name__} has no {key!r}{nearest(key, own)}")
+    text = config.get_text_config()
+    if text is not config:
+        raise RecipeError(f"--model: {type(config).__name__} is multimodal; name its text config instead")
+    for key in config.attribute_map:  # n_embd and hidden_size are one value: keep the one that was given
+        values.pop(key, None)
+    fitted = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        # As `padding_idx` of the embedding it would stop its row's gradient, which end of text needs.
+        "pad_token_id": None if tokenizer.pad_token_id == tokenizer.eos_token_id else tokenizer.pad_token_id,
+    }
+    canonical = {config.attribute_map.get(key, key): value for key, value in overrides.items()}
+    if "num_hidden_layers" in overrides:
+        values.pop("layer_types", None)  # one entry per layer, made again from the number of layers
+    length = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    if (values | canonical).get(length) is not None:
+        fitted[length] = max(int((values | canonical)[length]), block_size)
+    return values | canonical | fitted
+
+
+def _pretrained_config(source: str | Path, name: str) -> PretrainedConfig:
+    try:
+        if isinstance(source, Path) and source.is_file():
+            return AutoConfig.for_model(**json.loads(source.read_text(encoding="utf-8")))
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, TypeError) as error:
+        raise RecipeError(
+            f"--model {name}: cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from error

@@ -1,0 +1,211 @@
+"""`orthoopt pretrain`: train a language model with an orthoopt plan, alone or under torchrun.
+
+orthoopt pretrain                                        # the default: a small model on the embedded corpus
+orthoopt pretrain --plan adamw --max_steps 1000
+orthoopt pretrain my_run.yaml --resume_from_checkpoint auto
+torchrun --standalone --nproc_per_node=2 -m orthoopt.recipes.pretrain qwen3_0.6b
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerState
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from orthoopt.recipes import folders, record, report
+from orthoopt.recipes.arguments import Arguments, PretrainArguments, parse
+from orthoopt.recipes.callbacks import Progress, TrainingClock
+from orthoopt.recipes.corpus import Corpus, load_corpus
+from orthoopt.recipes.data import PretrainData, prepare_data
+from orthoopt.recipes.errors import RecipeError, nearest
+from orthoopt.recipes.models import build_model
+from orthoopt.recipes.tokenizer import cache_root, load_tokenizer, write_atomically
+from orthoopt.recipes.trainer import PretrainTrainer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse `argv` (by default the command line's) and run; 0, 2 for a wrong option, 130 if interrupted."""
+    try:
+        pretrain(parse(sys.argv[1:] if argv is None else argv))
+    except RecipeError as error:
+        print(f"orthoopt pretrain: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; continue from the last checkpoint with --resume_from_checkpoint auto",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def pretrain(arguments: Arguments) -> dict[str, Any]:
+    """Run one pretraining from beginning, or checkpoint, to end; returns what results.json holds.
+
+    Raises `RecipeError` for anything the user can mend.
+    """
+    training = arguments.training
+    _quiet(training)
+    _check_reporting(training)
+    place = _agree(training, arguments)
+    training.output_dir = str(place.output)
+    corpus, tokenizer, data = _load_data(arguments)
+    model = build_model(
+        arguments.model.model,
+        arguments.model_overrides,
+        tokenizer,
+        block_size=arguments.data.block_size,
+        seed=training.seed,
+    )
+    run = record.describe_run(arguments, corpus, tokenizer, data, model)
+    steps = 0 if place.checkpoint is None else folders.checkpoint_step(place.checkpoint)
+    clock = TrainingClock()
+    callbacks: list[TrainerCallback] = [clock, Progress(bar=not training.disable_tqdm)]
+    if training.should_save:
+        _check_same_run(place, run)
+        report.write_json(place.output / report.RUN, run)
+        (place.output / report.RESULTS).unlink(missing_ok=True)
+        callbacks.append(_metrics_log(place, steps, clock))
+        print(record.header(run, arguments, place, steps), flush=True)
+    trainer = PretrainTrainer(model, data, tokenizer, arguments, callbacks)
+    if 0 < training.max_steps <= steps and place.checkpoint is not None:
+        _load_finished(trainer, place.checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=None if place.checkpoint is None else str(place.checkpoint))
+    return _finish(trainer, arguments, run, place, clock)
+
+
+def _quiet(training: PretrainArguments) -> None:
+    """Leave only errors of the libraries on the screen, unless --log_level asks for more."""
+    if training.log_level == "passive":
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()  # of writing model files
+    if not torch.accelerator.is_available():
+        training.dataloader_pin_memory = False  # torch warns that it has nothing to pin for
+
+
+def _check_reporting(training: PretrainArguments) -> None:
+    for name in training.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise RecipeError(
+                f"--report_to {name!r} is not one of {sorted(INTEGRATION_TO_CALLBACK)}"
+                f"{nearest(name, INTEGRATION_TO_CALLBACK)}"
+            )
+        if name == "wandb" and importlib.util.find_spec("wandb") is None:
+            raise RecipeError("--report_to wandb needs the `wandb` package: pip install wandb")
+    os.environ.setdefault("WANDB_PROJECT", "orthoopt")
+
+
+def _agree(training: PretrainArguments, arguments: Arguments) -> folders.Place:
+    """The first process chooses the folder, tidies it and tells the others; an error reaches all."""
+    chosen: list[Any] = [None]
+    if training.process_index == 0:
+        try:
+            place = folders.find_place(arguments)
+            if place.checkpoint is None:
+                folders.remove_checkpoints(place.output)
+            place.output.mkdir(parents=True, exist_ok=True)
+            chosen = [place]
+        except RecipeError as error:
+            chosen = [error]
+    if training.world_size > 1:
+        chosen = broadcast_object_list(chosen)
+    if isinstance(chosen[0], RecipeError):
+        raise chosen[0]
+    return chosen[0]
+
+
+def _load_data(arguments: Arguments) -> tuple[Corpus, PreTrainedTokenizerFast, PretrainData]:
+    """Corpus, tokenizer, blocks; the first process of each machine makes what is not cached, others wait."""
+    options, training = arguments.data, arguments.training
+    cache = cache_root(options.cache_dir)
+    with training.main_process_first(desc="encoding the corpus"):
+        data_seed = training.seed if training.data_seed is None else training.data_seed
+        corpus = load_corpus(options, seed=data_seed)
+        tokenizer = load_tokenizer(options.tokenizer, corpus, vocab_size=options.vocab_size, cache=cache)
+        data = prepare_data(
+            corpus, tokenizer, block_size=options.block_size, eval_blocks=options.eval_blocks, cache=cache
+        )
+    return corpus, tokenizer, data
+
+
+def _check_same_run(place: folders.Place, run: dict[str, Any]) -> None:
+    """Refuse to continue a run on another corpus, model or plan."""
+    if place.checkpoint is None:
+        return
+    earlier = report.read_json(place.checkpoint.parent / report.RUN)
+    for key in ("plan", "model", "parameters", "corpus"):
+        if earlier is not None and earlier.get(key) != run[key]:
+            raise RecipeError(
+                f"{place.checkpoint} was made with {key} {earlier.get(key)!r}, this run has {run[key]!r}"
+            )
+
+
+def _metrics_log(place: folders.Place, steps: int, clock: TrainingClock) -> report.MetricsLog:
+    """metrics.jsonl, and the clock, continued after the checkpoint's step."""
+    source = place.output / report.METRICS
+    if place.checkpoint is not None and not source.is_file():
+        source = place.checkpoint.parent / report.METRICS
+    rows = [] if place.checkpoint is None else report.read_metrics(source, up_to=steps)
+    clock.earlier = rows[-1]["seconds"] if rows else 0.0
+    return report.MetricsLog(place.output / report.METRICS, clock, keep=rows)
+
+
+def _load_finished(trainer: PretrainTrainer, checkpoint: Path) -> None:
+    """Take up a run whose last step is in the checkpoint: Trainer would train one step more."""
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    trainer._load_from_checkpoint(str(checkpoint))
+
+
+def _finish(
+    trainer: PretrainTrainer,
+    arguments: Arguments,
+    run: dict[str, Any],
+    place: folders.Place,
+    clock: TrainingClock,
+) -> dict[str, Any]:
+    """Evaluate, write results, curve, sample and model, and say where they are."""
+    training, output = arguments.training, place.output
+    metrics = trainer.final_metrics()
+    if arguments.run.save_final:
+        trainer.save_model(str(output / "model"))
+    rows = report.read_metrics(output / report.METRICS)
+    results = {
+        "eval_loss": metrics["eval_loss"],
+        "eval_bits_per_byte": metrics["eval_bits_per_byte"],
+        "train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
+        "steps": trainer.state.global_step,
+        "tokens": trainer.state.num_input_tokens_seen,
+        "train_seconds": clock.seconds,
+        "optimizer_seconds": trainer.role_metrics.optimizer_seconds,
+        **{key: run[key] for key in record.RESULT_KEYS},
+    }
+    if not training.should_save:
+        return results
+    report.write_json(output / report.RESULTS, results)
+    title = f"{run['model']}, {run['parameters'] / 1e6:.1f}M, {run['plan']}, lr {run['learning_rate']:g}"
+    drawn = report.draw_curve(rows, output / report.CURVE, title)
+    sample = None
+    if arguments.run.generate_sample and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        tokenizer = trainer.processing_class
+        length = arguments.data.block_size
+        sample = report.generate_sample(
+            model, tokenizer, arguments.run.sample_prompt, length=length, seed=training.seed
+        )
+        write_atomically(output / report.SAMPLE, (sample + "\n").encode())
+    print(record.footer(results, arguments, output, drawn=drawn, sample=sample), flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

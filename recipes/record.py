@@ -1,0 +1,164 @@
+"""What a run is, as data (run.json) and in words (the header and the end of the output)."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from orthoopt import dispatch
+from orthoopt.recipes import report
+from orthoopt.recipes.arguments import Arguments
+from orthoopt.recipes.corpus import Corpus
+from orthoopt.recipes.data import PretrainData
+from orthoopt.recipes.errors import RecipeError
+from orthoopt.recipes.folders import Place, last_checkpoint
+
+RESULT_KEYS = (
+    "plan",
+    "learning_rate",
+    "weight_decay",
+    "seed",
+    "data_seed",
+    "model",
+    "parameters",
+    "corpus",
+    "scored",
+    "world_size",
+    "device",
+    "versions",
+    "git_commit",
+)
+"""What results.json repeats of run.json."""
+
+
+def _routing(arguments: Arguments, model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Which rule every parameter gets, as plain data."""
+    training, run = arguments.training, arguments.run
+    try:
+        assignments = dispatch.assign(
+            model,
+            run.plan,
+            lr=arguments.learning_rate,
+            weight_decay=training.weight_decay,
+            overrides=arguments.overrides,
+        )
+    except (TypeError, ValueError) as error:
+        raise RecipeError(str(error)) from error
+    return [
+        {
+            "name": item.name,
+            "shape": list(item.param.shape),
+            "role": item.role,
+            "view": item.view,
+            **item.group,
+        }
+        for item in assignments
+    ]
+
+
+def describe_run(
+    arguments: Arguments,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerFast,
+    data: PretrainData,
+    model: PreTrainedModel,
+) -> dict[str, Any]:
+    """What run.json holds: everything that decides the result."""
+    training = arguments.training
+    return {
+        "config": arguments.config,
+        "plan": arguments.run.plan,
+        "learning_rate": arguments.learning_rate,
+        "weight_decay": training.weight_decay,
+        "seed": training.seed,
+        "data_seed": training.seed if training.data_seed is None else training.data_seed,
+        "model": type(model).__name__,
+        "parameters": sum(param.numel() for param in model.parameters()),
+        "vocabulary": len(tokenizer),
+        "corpus": corpus.info.to_dict(),
+        "train_tokens": data.train_tokens,
+        "scored": {"blocks": len(data.validation), "tokens": data.validation.scored_tokens,
+                   "bytes": data.validation.scored_bytes},
+        "world_size": training.world_size,
+        "device": str(training.device),
+        "versions": report.versions(),
+        "git_commit": report.git_commit(),
+        "arguments": {
+            "model": vars(arguments.model) | {"model_overrides": arguments.model_overrides},
+            "data": vars(arguments.data),
+            "run": vars(arguments.run),
+            "training": training.to_sanitized_dict(),
+        },
+        "model_config": model.config.to_dict(),
+        "routing": _routing(arguments, model),
+    }  # fmt: skip
+
+
+def header(run: dict[str, Any], arguments: Arguments, place: Place, steps: int) -> str:
+    """What is about to be trained, on what, how, and where it goes."""
+    corpus, training = run["corpus"], arguments.training
+    source = corpus["name"]
+    if corpus["bytes"] is not None:
+        release = f", Python {corpus['python']}" if corpus["python"] else ""
+        source += f" ({corpus['files']} documents, {corpus['bytes'] / 1e6:.1f} MB{release})"
+    tokens = "stream" if run["train_tokens"] is None else f"{run['train_tokens']:,} tokens"
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * run["world_size"]
+    block = arguments.data.block_size
+    length = (
+        f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
+    )
+    total = f" = {training.max_steps * batch * block:,} tokens" if training.max_steps > 0 else ""
+    rules = Counter(item["rule"] for item in run["routing"])
+    lines = [
+        ("model", f"{run['model']}, {run['parameters']:,} parameters"),
+        ("corpus", f"{source}: {tokens}, vocabulary {run['vocabulary']:,}"),
+        ("held out", f"{run['scored']['blocks']} blocks, {run['scored']['bytes']:,} bytes scored"),
+        ("plan", f"{run['plan']}, lr {run['learning_rate']:g}, weight decay {run['weight_decay']:g}"),
+        ("rules", ", ".join(f"{rule}: {number} tensors" for rule, number in rules.most_common())),
+        ("training", f"{length} of {batch} x {block}{total}, seed {run['seed']}, on {run['device']}"
+                     + (f" x {run['world_size']}" if run["world_size"] > 1 else "")),
+        ("output", str(place.output)),
+    ]  # fmt: skip
+    if place.checkpoint is not None:
+        lines.append(("resuming", f"from {place.checkpoint}, after step {steps}"))
+    elif training.resume_from_checkpoint:
+        lines.append(("resuming", "found no checkpoint: starting from the beginning"))
+    return _table(lines)
+
+
+def footer(
+    results: dict[str, Any], arguments: Arguments, output: Path, *, drawn: bool, sample: str | None
+) -> str:
+    """The result, and where everything is."""
+    loss = f"{results['eval_loss']:.4f} nats per token, {results['eval_bits_per_byte']:.4f} bits per byte"
+    seconds = f"{results['train_seconds']:.0f} s"
+    if results["optimizer_seconds"] is not None:
+        seconds += f", {results['optimizer_seconds']:.0f} s of it in the optimizer"
+    lines = [
+        ("validation", loss),
+        ("training", f"{results['steps']} steps, {results['tokens']:,} tokens in {seconds}"),
+        ("loss curve", str(output / report.CURVE) if drawn else "not drawn: matplotlib is not installed"),
+        ("metrics", f"{output / report.METRICS} and {report.RESULTS}, {report.RUN} beside it"),
+    ]
+    if arguments.run.save_final:
+        lines.append(("model", f"{output / 'model'}, for AutoModelForCausalLM.from_pretrained"))
+    checkpoint = last_checkpoint(output)
+    if checkpoint is not None:
+        lines.append(("checkpoint", str(checkpoint)))
+        command = ["orthoopt", "pretrain", "--output_dir", str(output), "--resume_from_checkpoint", "auto"]
+        lines.append(("resume", f"{shlex.join(command)}  (with this run's other options)"))
+    text = _table(lines)
+    if sample is not None:
+        text += f"\n\nsample, in {output / report.SAMPLE}\n" + "\n".join(
+            f"  | {line}" for line in sample.splitlines()
+        )
+    return "\n" + text
+
+
+def _table(lines: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)

@@ -1,0 +1,78 @@
+"""Trainer with an orthoopt plan: logs roles and bits per byte, and fits its schedule to any length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import SchedulerType
+
+from orthoopt.hf import OptimizerFactory
+from orthoopt.recipes.arguments import Arguments
+from orthoopt.recipes.callbacks import RoleMetrics
+from orthoopt.recipes.data import PretrainData, collate
+
+
+class PretrainTrainer(Trainer):
+    """transformers' Trainer on packed blocks, with the optimizer that a plan gives the model."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        data: PretrainData,
+        tokenizer: PreTrainedTokenizerFast,
+        arguments: Arguments,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        run, training = arguments.run, arguments.training
+        self.validation_blocks = data.validation
+        self.decay_fraction = run.decay_fraction
+        self.role_metrics = RoleMetrics(norms=run.log_update_norms)
+        options = {
+            "plan": run.plan,
+            "lr": arguments.learning_rate,
+            "weight_decay": training.weight_decay,
+            "overrides": arguments.overrides,
+        }
+        super().__init__(
+            model=model,
+            args=training,
+            data_collator=collate,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            processing_class=tokenizer,
+            callbacks=[self.role_metrics, *callbacks],
+            optimizer_cls_and_kwargs=(OptimizerFactory, options),
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """As Trainer's; warmup_stable_decay falls linearly over the last `decay_fraction` of the steps."""
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
+            given = self.args.lr_scheduler_kwargs or {}
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            decay = min(round(self.decay_fraction * num_training_steps), max(num_training_steps - warmup, 0))
+            self.args.lr_scheduler_kwargs = {"num_decay_steps": decay, "decay_type": "linear"} | given
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what each role did to a training log and bits per byte to an evaluation; leave out speeds."""
+        if "eval_loss" in logs:
+            logs["eval_bits_per_byte"] = self.validation_blocks.bits_per_byte(logs["eval_loss"])
+        elif "loss" in logs:
+            logs.update(self.role_metrics.latest)
+        super().log(logs)
+
+    def final_metrics(self) -> dict[str, Any]:
+        """The last evaluation if it was made at the last step, else one made now."""
+        for row in reversed(self.state.log_history):
+            if "eval_loss" in row:
+                if row["step"] == self.state.global_step:
+                    return row
+                break
+        return self.evaluate()
