@@ -84,8 +84,7 @@ def _apply_chunk(chunk: list[Item]) -> None:
     directions = rule.direct(stacked, options).to(chunk[0].target.dtype).reshape(-1, rows, cols)
     counts = [item.matrix.shape[:-2].numel() for item in chunk]
     updates = [
-        part.reshape(item.target.shape)
-        for part, item in zip(directions.split(counts), chunk, strict=True)
+        part.reshape(item.target.shape) for part, item in zip(directions.split(counts), chunk, strict=True)
     ]
     subtract([item.target for item in chunk], updates, [item.factor for item in chunk])
 

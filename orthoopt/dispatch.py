@@ -60,9 +60,7 @@ def param_groups(
         TypeError: an option unknown to its rule.
         ValueError: no parameters, an unknown plan, role or rule, or an override pattern that matches nothing.
     """
-    assignments = assign(
-        params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options
-    )
+    assignments = assign(params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, param, role, seen, _, group in sorted(assignments, key=lambda a: _ROLE_ORDER[a.role]):
         view = seen if rules.get(group["rule"]).is_matrix else "vector"
@@ -87,7 +85,9 @@ def assign(
         entries = plans.with_options(entries, options)
     classified = classify(params)
     if not classified:
-        raise ValueError("no trainable parameters: the model is frozen or the iterable of parameters is empty")
+        raise ValueError(
+            "no trainable parameters: the model is frozen or the iterable of parameters is empty"
+        )
     if classified[0].name is None:
         _warn_of_bare_parameters(classified)
     changes = _match_overrides(classified, overrides)
@@ -120,9 +120,7 @@ def _assignment(
     if rules.get(entry["rule"]).is_matrix and not parse_view(view).is_matrix:
         # A matrix rule on something seen as a vector can only come from the user; the optimizer checks the shape.
         view = "flatten" if item.param.ndim > 3 else "matrix"
-    return Assignment(
-        item.name, item.param, role, view, reason, plans.group_options(entry, lr, weight_decay)
-    )
+    return Assignment(item.name, item.param, role, view, reason, plans.group_options(entry, lr, weight_decay))
 
 
 def _match_overrides(
@@ -132,14 +130,17 @@ def _match_overrides(
     if not pairs:
         return [None] * len(classified)
     if classified[0].name is None:
-        raise ValueError("overrides match names, and these parameters have none: pass the model or named_parameters()")
+        raise ValueError(
+            "overrides match names, and these parameters have none: pass the model or named_parameters()"
+        )
     names = [str(item.name) for item in classified]
     for pattern, _ in pairs:
         if not any(re.search(pattern, name) for name in names):
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise ValueError(f"override pattern {pattern!r} matches no parameter; names: {shown}")
     return [
-        next(((pattern, entry) for pattern, entry in pairs if re.search(pattern, name)), None) for name in names
+        next(((pattern, entry) for pattern, entry in pairs if re.search(pattern, name)), None)
+        for name in names
     ]
 
 

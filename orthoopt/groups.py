@@ -14,7 +14,18 @@ from orthoopt.views import parse_view
 
 DEFAULT_SCALE = "match_rms_adamw"
 
-OPTIMIZER_KEYS = ("params", "param_names", "role", "rule", "view", "scale", "lr", "weight_decay", "maximize", "nonfinite")
+OPTIMIZER_KEYS = (
+    "params",
+    "param_names",
+    "role",
+    "rule",
+    "view",
+    "scale",
+    "lr",
+    "weight_decay",
+    "maximize",
+    "nonfinite",
+)
 
 # What schedulers and frameworks write into groups; none of it means anything to a step.
 FOREIGN_KEYS = (
@@ -88,7 +99,9 @@ def _named(params: Any, names: Any, where: str) -> list[tuple[str | None, Tensor
     for entry in entries:
         name, tensor = entry if isinstance(entry, tuple | list) and len(entry) == 2 else (None, entry)
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{where}: params must be tensors or (name, tensor) pairs, got {type(entry).__name__}")
+            raise TypeError(
+                f"{where}: params must be tensors or (name, tensor) pairs, got {type(entry).__name__}"
+            )
         pairs.append((name, tensor))
     if len({name is None for name, _ in pairs}) > 1:
         raise ValueError(f"{where}: all params of a group must have names, or none of them")

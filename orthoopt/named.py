@@ -71,7 +71,9 @@ class Muon(OrthoOpt):
         if adjust_lr_fn is not None:
             known = {"original": "shape_scaling", "match_rms_adamw": "match_rms_adamw"}
             if adjust_lr_fn not in known:
-                raise ValueError(f"adjust_lr_fn={adjust_lr_fn!r} must be None or one of {', '.join(map(repr, known))}")
+                raise ValueError(
+                    f"adjust_lr_fn={adjust_lr_fn!r} must be None or one of {', '.join(map(repr, known))}"
+                )
             scale = known[adjust_lr_fn]
         options = {
             "momentum": momentum, "nesterov": nesterov, "ns_coefficients": ns_coefficients, "ns_steps": ns_steps,
@@ -189,7 +191,9 @@ def groups_from(
             params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options
         )
     if isinstance(params, Tensor):
-        raise TypeError("params must be a model, an iterable of parameters or param groups, got a single Tensor")
+        raise TypeError(
+            "params must be a model, an iterable of parameters or param groups, got a single Tensor"
+        )
     entries: list[Any] = list(params)
     if not entries:
         raise ValueError("optimizer got an empty parameter list")

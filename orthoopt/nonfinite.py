@@ -32,10 +32,14 @@ def finite_gate(grads: Sequence[Tensor]) -> Tensor:
     Nothing is read on the host, so nothing waits.
     """
     device = grads[0].device
-    peaks = [peak.to(device, torch.float32, non_blocking=True) for peak in torch._foreach_norm(grads, torch.inf)]
+    peaks = [
+        peak.to(device, torch.float32, non_blocking=True) for peak in torch._foreach_norm(grads, torch.inf)
+    ]
     return torch.isfinite(torch.stack(peaks)).all().to(torch.float32)
 
 
 def without_nonfinite(grads: Sequence[Tensor], gate: Tensor) -> list[Tensor]:
     """New tensors: the gradients where ``gate`` is 1, zeros where it is 0 (a product would keep the NaNs)."""
-    return [torch.where(gate > 0, grad, torch.zeros((), dtype=grad.dtype, device=grad.device)) for grad in grads]
+    return [
+        torch.where(gate > 0, grad, torch.zeros((), dtype=grad.dtype, device=grad.device)) for grad in grads
+    ]

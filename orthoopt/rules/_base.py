@@ -76,8 +76,8 @@ class Rule:
     """Root mean square of a direction of a full-rank (rows, cols) matrix, from which scales are computed."""
     transposable: bool = False
     """direction(Xᵀ) = direction(X)ᵀ, so that a tall matrix may share a bucket with a wide one."""
-    scale_invariant: bool = True
-    """direction(cX) = direction(X) for c > 0."""
+    scale_invariant: Callable[[Options], bool] = field(default=lambda options: True)
+    """Whether under given options U(cG) = U(G) for c > 0."""
     check: Callable[[Options], None] = field(default=lambda options: None)
     """Raises ValueError on values that the annotations cannot exclude."""
 
@@ -197,6 +197,7 @@ def momentum_rule(
     equivariance: Callable[[Options], Equivariance] | Equivariance,
     transposable: bool = False,
     nesterov: bool = True,
+    scale_invariant: Callable[[Options], bool] = lambda options: True,
     check: Callable[[Options], None] = lambda options: None,
 ) -> Rule:
     """A rule that applies ``direction`` to a momentum of the gradient; most rules are one.
@@ -207,6 +208,11 @@ def momentum_rule(
     own = _keyword_options(direction)
     hints = typing.get_type_hints(direction)
     promise = equivariance if callable(equivariance) else (lambda options: equivariance)
+
+    def check_all(options: Options) -> None:
+        _check_momentum(options)
+        check(options)
+
     return Rule(
         name=name,
         summary=_first_line(direction),
@@ -219,7 +225,8 @@ def momentum_rule(
         direction_options=tuple(own),
         rms=rms,
         transposable=transposable,
-        check=lambda options: (_check_momentum(options), check(options))[-1],
+        scale_invariant=scale_invariant,
+        check=check_all,
     )
 
 

@@ -68,9 +68,11 @@ adamw = register(
         init=_init,
         accumulate=_accumulate,
         equivariance=lambda options: Equivariance(
-            "signed_permutation", "signed_permutation", breaks=(("left", "orthogonal"), ("right", "orthogonal"))
+            "signed_permutation",
+            "signed_permutation",
+            breaks=(("left", "orthogonal"), ("right", "orthogonal")),
         ),
-        scale_invariant=False,
+        scale_invariant=lambda options: False,
         check=_check,
     )
 )

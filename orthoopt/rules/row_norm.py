@@ -68,5 +68,12 @@ def _equivariance(options: Options) -> Equivariance:
 
 
 row_norm = register(
-    momentum_rule("row_norm", row_norm_direction, rms=_rms, equivariance=_equivariance, nesterov=False)
+    momentum_rule(
+        "row_norm",
+        row_norm_direction,
+        rms=_rms,
+        equivariance=_equivariance,
+        nesterov=False,
+        scale_invariant=lambda options: options["eps_mode"] == "relative",
+    )
 )

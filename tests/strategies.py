@@ -1,0 +1,103 @@
+"""What the property tests draw: rules and their options, matrices of many spectra, elements of symmetry groups."""
+
+from __future__ import annotations
+
+import itertools
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from orthoopt import coefficients, rules
+from orthoopt.rules import Rule
+
+SPECTRA = ("gaussian", "log", "rank_one", "half_zero", "outlier")
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def options_of(rule: Rule) -> list[dict[str, Any]]:
+    """All combinations of a rule's options: choices that annotations list, coefficient tables, a few momenta."""
+    values: dict[str, list[Any]] = {name: [default] for name, default in rule.defaults.items()}
+    for name, allowed in rule.hints.items():
+        if typing.get_origin(allowed) is typing.Literal and name != "ns_dtype":
+            values[name] = list(typing.get_args(allowed))
+        elif allowed is bool:
+            values[name] = [False, True]
+    if "momentum" in values:
+        values["momentum"] = [0.0, 0.5, 0.95]
+    if "ns_coefficients" in values:
+        values["ns_coefficients"] = list(coefficients.names())
+    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+
+
+Condition = Callable[[Rule, dict[str, Any]], bool]
+
+
+@st.composite
+def rules_and_options(
+    draw: st.DrawFn, where: Condition = lambda rule, options: True
+) -> tuple[Rule, dict[str, Any]]:
+    """A registered rule and options of it for which ``where`` holds."""
+    known = {}
+    for rule in map(rules.get, rules.names()):
+        known[rule.name] = [options for options in options_of(rule) if where(rule, options)]
+    name = draw(st.sampled_from([name for name, some in known.items() if some]), label="rule")
+    return rules.get(name), draw(st.sampled_from(known[name]), label="options")
+
+
+def is_matrix(rule: Rule, options: dict[str, Any]) -> bool:
+    return rule.is_matrix
+
+
+def matrix(rows: int, cols: int, spectrum: str, seed: int, batch: tuple[int, ...] = ()) -> Tensor:
+    """A float64 matrix, or a batch of them, with singular values as the name says, the largest near one."""
+    source = generator(seed)
+    gaussian = torch.randn(*batch, rows, cols, generator=source, dtype=torch.float64)
+    if spectrum == "gaussian":
+        return gaussian
+    u, s, vh = torch.linalg.svd(gaussian, full_matrices=False)
+    count = s.shape[-1]
+    if spectrum == "log":
+        s = torch.logspace(0, -4, count, dtype=torch.float64)
+    elif spectrum == "rank_one":
+        s = torch.zeros(count, dtype=torch.float64)
+        s[0] = 1
+    elif spectrum == "half_zero":
+        s = torch.ones(count, dtype=torch.float64)
+        s[(count + 1) // 2 :] = 0
+    result = (u * s.unsqueeze(-2)) @ vh
+    if spectrum == "outlier":
+        result[..., 0, 0] = 1e3
+    return result
+
+
+@st.composite
+def matrices(draw: st.DrawFn, smallest: int = 1, largest: int = 24, batched: bool = False) -> Tensor:
+    rows = draw(st.integers(smallest, largest), label="rows")
+    cols = draw(st.integers(smallest, largest), label="cols")
+    spectrum = draw(st.sampled_from(SPECTRA), label="spectrum")
+    batch = draw(st.sampled_from([(), (1,), (3,), (2, 2)]), label="batch") if batched else ()
+    return matrix(rows, cols, spectrum, draw(st.integers(0, 2**31), label="seed"), batch)
+
+
+def group_element(group: str, size: int, seed: int) -> Tensor:
+    """A random element of a matrix group of that size, float64."""
+    source = generator(seed)
+    if group == "orthogonal":
+        return torch.linalg.qr(torch.randn(size, size, generator=source, dtype=torch.float64))[0]
+    eye = torch.eye(size, dtype=torch.float64)[torch.randperm(size, generator=source)]
+    if group == "signed_permutation":
+        eye *= torch.randint(0, 2, (size, 1), generator=source) * 2 - 1
+    return eye if group != "none" else torch.eye(size, dtype=torch.float64)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖, in float64; 0 if both are zero."""
+    difference = (actual.double() - expected.double()).norm()
+    return float(difference / expected.double().norm().clamp(min=torch.finfo(torch.float64).tiny))
