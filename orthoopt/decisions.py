@@ -1,6 +1,6 @@
 """The ordered table of decisions behind ``roles``: each looks at one parameter, the first that speaks wins.
 
-A decision takes a candidate with its evidence and returns a verdict (role, view, reason) or None. Reasons name the
+A decision takes a candidate with its evidence and returns a verdict or None. Reasons name the
 evidence and never the number of a layer, so that repeated layers have equal ones.
 """
 

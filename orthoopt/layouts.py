@@ -1,6 +1,6 @@
 """Which view shows a fused or transposed parameter as its matrices, and in which words that is explained.
 
-Every function returns ``(view, words)``. A layout is taken from the class that is known to have it, from flags of the
+Every function returns ``(view, words)``. A layout is taken from a class known to have it, from flags of the
 module, or from sizes that add up; where none speaks, the parameter stays one matrix, and the words say so.
 """
 

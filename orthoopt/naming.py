@@ -47,8 +47,8 @@ MLP_IN = {
 }
 MLP_OUT = {"down_proj", "w_down", "dense_4h_to_h", "output_linear", "weights_out", "w_out", "fc_out"}
 FUSED_GATE_UP = {"gate_up_proj", "gate_up", "Wi", "input_linear", "w12", "w13", "weights_in"}
-# Names that may stand for anything numbered: they need an enclosing mlp, or the other half beside them, of the other
-# shape (fc1 (I, H) and fc2 (H, I)).
+# Names that may stand for anything numbered: they need an enclosing mlp, or the other half beside them, as
+# fc2 (H, I) for fc1 (I, H).
 PAIRS_IN = {
     **{
         "fc1": "fc2",

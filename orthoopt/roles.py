@@ -1,8 +1,8 @@
 """What each parameter is in the network: its role, the view that shows it as matrices, and the evidence.
 
 Structure decides first (owner module, embedding accessors, identity of tied tensors, configs), names second,
-shape last. The decisions stand in one ordered table, and the first that applies wins. What nothing speaks for is
-``unknown``, with the reason, and never gets a guessed view.
+shape last. The decisions stand in one ordered table, and the first that applies wins. What nothing speaks for
+is ``unknown``, with the reason, and never gets a guessed view.
 """
 
 from __future__ import annotations

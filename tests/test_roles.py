@@ -1,0 +1,510 @@
+"""Roles: every trainable parameter once, with the role and the view that its forward pass gives it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import models
+import pytest
+import torch
+from torch import nn
+
+from orthoopt.roles import ROLES, ParameterRole, classify, roles
+from orthoopt.views import parse_view
+
+Expected = dict[str, tuple[str, str]]
+
+VECTOR = ("vector", "vector")
+# The layers that Llama, Qwen3, Gemma 3 and OLMoE have in common, read in their modelling files.
+ATTENTION: Expected = {
+    r"model\.layers\.\d\.self_attn\.[qkvo]_proj\.weight": ("attention", "matrix"),
+    r"model\.layers\.\d\.\w*layernorm\.weight": VECTOR,
+    r"model\.norm\.weight": VECTOR,
+}
+QK_NORMS: Expected = {r"model\.layers\.\d\.self_attn\.[qk]_norm\.weight": VECTOR}
+SWIGLU: Expected = {
+    r"model\.layers\.\d\.mlp\.(gate|up)_proj\.weight": ("mlp_in", "matrix"),
+    r"model\.layers\.\d\.mlp\.down_proj\.weight": ("mlp_out", "matrix"),
+}
+UNTIED: Expected = {
+    r"model\.embed_tokens\.weight": ("embedding", "matrix"),
+    r"lm_head\.weight": ("lm_head", "matrix"),
+}
+TIED: Expected = {r"model\.embed_tokens\.weight": ("tied_embedding", "matrix")}
+MODELS: dict[str, tuple[Callable[[], nn.Module], Expected]] = {
+    "llama": (models.llama, {**UNTIED, **ATTENTION, **SWIGLU}),
+    "llama tied": (lambda: models.llama(tie_word_embeddings=True), {**TIED, **ATTENTION, **SWIGLU}),
+    "qwen3": (models.qwen3, {**UNTIED, **ATTENTION, **QK_NORMS, **SWIGLU}),
+    "gemma3": (models.gemma3, {**TIED, **ATTENTION, **QK_NORMS, **SWIGLU}),
+    "gpt2": (
+        lambda: models.gpt2(add_cross_attention=True),
+        {
+            r"transformer\.wte\.weight": ("tied_embedding", "matrix"),
+            r"transformer\.wpe\.weight": VECTOR,
+            r"transformer\.(h\.\d\.)?ln_\w+\.(weight|bias)": VECTOR,
+            r"transformer\.h\.\d\.\w+\.\w+\.bias": VECTOR,
+            r"transformer\.h\.\d\.attn\.c_attn\.weight": ("attention", "transpose split(32,32,32)"),
+            r"transformer\.h\.\d\.crossattention\.c_attn\.weight": ("attention", "transpose split(32,32)"),
+            r"transformer\.h\.\d\.crossattention\.q_attn\.weight": ("attention", "transpose"),
+            r"transformer\.h\.\d\.(cross)?att\w+\.c_proj\.weight": ("attention", "transpose"),
+            r"transformer\.h\.\d\.mlp\.c_fc\.weight": ("mlp_in", "transpose"),
+            r"transformer\.h\.\d\.mlp\.c_proj\.weight": ("mlp_out", "transpose"),
+        },
+    ),
+    "olmoe": (
+        models.olmoe,
+        {
+            **UNTIED,
+            **ATTENTION,
+            **QK_NORMS,
+            r"model\.layers\.\d\.mlp\.gate\.weight": ("router", "matrix"),
+            r"model\.layers\.\d\.mlp\.experts\.gate_up_proj": ("expert_in", "split(48,48)"),
+            r"model\.layers\.\d\.mlp\.experts\.down_proj": ("expert_out", "matrix"),
+        },
+    ),
+    "gpt-oss": (
+        models.gpt_oss,
+        {
+            **UNTIED,
+            **ATTENTION,
+            r"model\.layers\.\d\.self_attn\.(sinks|[qkvo]_proj\.bias)": VECTOR,
+            r"model\.layers\.\d\.mlp\.router\.weight": ("router", "matrix"),
+            r"model\.layers\.\d\.mlp\.router\.bias": VECTOR,
+            r"model\.layers\.\d\.mlp\.experts\.gate_up_proj": ("expert_in", "transpose interleave(2)"),
+            r"model\.layers\.\d\.mlp\.experts\.down_proj": ("expert_out", "transpose"),
+            r"model\.layers\.\d\.mlp\.experts\.\w+_proj_bias": VECTOR,
+        },
+    ),
+    "torch language model": (
+        models.TorchLanguageModel,
+        {
+            r"tokens\.weight": ("embedding", "matrix"),
+            r"position\.weight": VECTOR,
+            r"body\.layers\.\d\.self_attn\.in_proj_weight": ("attention", "split(32,32,32)"),
+            r"body\.layers\.\d\.self_attn\.out_proj\.weight": ("attention", "matrix"),
+            r"body\.layers\.\d\.linear1\.weight": ("mlp_in", "matrix"),
+            r"body\.layers\.\d\.linear2\.weight": ("mlp_out", "matrix"),
+            r"body\.layers\.\d\.(norm\d\.weight|.*bias)": VECTOR,
+            r"readout\.weight": ("lm_head", "matrix"),
+        },
+    ),
+    "nn.Transformer": (
+        lambda: nn.Transformer(16, 2, 1, 1, 24, batch_first=True),
+        {
+            r"\w+\.layers\.0\.\w+\.in_proj_weight": ("attention", "split(16,16,16)"),
+            r"\w+\.layers\.0\.\w+\.out_proj\.weight": ("attention", "matrix"),
+            r"\w+\.layers\.0\.linear1\.weight": ("mlp_in", "matrix"),
+            r"\w+\.layers\.0\.linear2\.weight": ("mlp_out", "matrix"),
+            r"\w+\.layers\.0\.(norm\d\.weight|.*bias)": VECTOR,
+            r"\w+\.norm\.\w+": VECTOR,
+        },
+    ),
+    "attention of other key width": (
+        lambda: nn.MultiheadAttention(16, 2, kdim=8, vdim=12, add_bias_kv=True),
+        {
+            r"[qkv]_proj_weight": ("attention", "matrix"),
+            r"out_proj\.weight": ("attention", "matrix"),
+            r"in_proj_bias|out_proj\.bias|bias_[kv]": VECTOR,
+        },
+    ),
+    "convnet": (
+        models.ConvNet,
+        {
+            r"(stem|pointwise)\.weight": ("conv", "flatten"),
+            r"depthwise\.weight": VECTOR,
+            r"hidden\.weight": ("hidden", "matrix"),
+            r"out\.weight": ("lm_head", "matrix"),
+            r"norm\.weight|.*\.bias": VECTOR,
+        },
+    ),
+    "phi3": (
+        lambda: models.transformers_model("Phi3ForCausalLM", {**models.DENSE, "pad_token_id": 0}),
+        {
+            **UNTIED,
+            r"model\.layers\.\d\.\w*layernorm\.weight": VECTOR,
+            r"model\.norm\.weight": VECTOR,
+            r"model\.layers\.\d\.self_attn\.qkv_proj\.weight": ("attention", "split(32,16,16)"),
+            r"model\.layers\.\d\.self_attn\.o_proj\.weight": ("attention", "matrix"),
+            r"model\.layers\.\d\.mlp\.gate_up_proj\.weight": ("mlp_in", "split(48,48)"),
+            r"model\.layers\.\d\.mlp\.down_proj\.weight": ("mlp_out", "matrix"),
+        },
+    ),
+    "neox": (
+        lambda: models.transformers_model(
+            "GPTNeoXForCausalLM",
+            {k: v for k, v in models.DENSE.items() if k not in ("head_dim", "num_key_value_heads")},
+        ),
+        {
+            r"gpt_neox\.embed_in\.weight": ("embedding", "matrix"),
+            r"lm_head\.weight": ("lm_head", "matrix"),
+            r"gpt_neox\.layers\.\d\.attention\.query_key_value\.weight": (
+                "attention",
+                "heads(4) split(8,8,8)",
+            ),
+            r"gpt_neox\.layers\.\d\.attention\.dense\.weight": ("attention", "matrix"),
+            r"gpt_neox\.layers\.\d\.mlp\.dense_h_to_4h\.weight": ("mlp_in", "matrix"),
+            r"gpt_neox\.layers\.\d\.mlp\.dense_4h_to_h\.weight": ("mlp_out", "matrix"),
+            r".*(norm\.weight|bias)": VECTOR,
+        },
+    ),
+    "falcon": (
+        lambda: models.transformers_model(
+            "FalconForCausalLM",
+            {
+                **{"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4},
+                **{"new_decoder_architecture": True, "num_kv_heads": 2},
+            },
+        ),
+        {
+            r"transformer\.word_embeddings\.weight": ("tied_embedding", "matrix"),
+            r".*query_key_value\.weight": ("attention", "heads(2) split(16,8,8)"),
+            r".*attention\.dense\.weight": ("attention", "matrix"),
+            r".*dense_h_to_4h\.weight": ("mlp_in", "matrix"),
+            r".*dense_4h_to_h\.weight": ("mlp_out", "matrix"),
+            r".*ln_\w+\.(weight|bias)": VECTOR,
+        },
+    ),
+    "mamba": (
+        lambda: models.transformers_model(
+            "MambaForCausalLM", {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
+        ),
+        {
+            r"backbone\.embeddings\.weight": ("tied_embedding", "matrix"),
+            r".*mixer\.(A_log|D|conv1d\.weight|\w+\.bias)": VECTOR,
+            r".*mixer\.in_proj\.weight": ("hidden", "split(64,64)"),
+            r".*mixer\.(x|dt|out)_proj\.weight": ("hidden", "matrix"),
+            r".*norm\w*\.weight": VECTOR,
+        },
+    ),
+    "vit": (
+        lambda: models.transformers_model(
+            "ViTForImageClassification",
+            {
+                **{
+                    "hidden_size": 32,
+                    "intermediate_size": 48,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 4,
+                },
+                **{"image_size": 16, "patch_size": 8, "num_labels": 10},
+            },
+        ),
+        {
+            r"vit\.embeddings\.(cls_token|position_embeddings)": VECTOR,
+            r"vit\.embeddings\.patch_embeddings\.projection\.weight": ("conv", "flatten"),
+            r"vit\.layers\.\d\.attention\.[qkvo]_proj\.weight": ("attention", "matrix"),
+            r"vit\.layers\.\d\.mlp\.fc1\.weight": ("mlp_in", "matrix"),
+            r"vit\.layers\.\d\.mlp\.fc2\.weight": ("mlp_out", "matrix"),
+            r"classifier\.weight": ("lm_head", "matrix"),
+            r".*(layernorm\w*\.weight|\.bias)": VECTOR,
+        },
+    ),
+}
+
+
+def by_name(listed: list[ParameterRole]) -> dict[str, ParameterRole]:
+    return {entry.name: entry for entry in listed}
+
+
+@pytest.mark.parametrize("which", MODELS)
+def test_roles_and_views_by_hand(which: str) -> None:
+    build, expected = MODELS[which]
+    model = build()
+    listed = roles(model)
+    assert [entry.name for entry in listed] == [name for name, _ in model.named_parameters()]
+    unused = set(expected)
+    for entry in listed:
+        pattern = next((p for p in expected if re.fullmatch(p, entry.name)), None)
+        assert pattern is not None, f"no expectation for {entry}"
+        unused.discard(pattern)
+        assert (entry.role, entry.view) == expected[pattern], entry
+    assert not unused
+
+
+@pytest.mark.parametrize("which", MODELS)
+def test_every_parameter_once_with_a_view_that_fits(which: str) -> None:
+    model = MODELS[which][0]()
+    classified = classify(model)
+    params = list(model.parameters())
+    assert [id(c.param) for c in classified] == [id(p) for p in params]
+    for _, param, role, view, reason in classified:
+        assert role in ROLES and reason
+        assert not re.search(r"\b(layers|h)\.\d", reason), "a layer's number would keep equal layers apart"
+        if parse_view(view).is_matrix:
+            shapes = parse_view(view).piece_shapes(tuple(param.shape))
+            assert all(min(shape[-2:]) >= 2 for shape in shapes)
+
+
+def test_reasons_name_the_evidence() -> None:
+    said = {name: entry.reason for name, entry in by_name(roles(models.gpt2())).items()}
+    wte = said["transformer.wte.weight"]
+    assert wte == "nn.Embedding returned by get_input_embeddings(); lm_head.weight is the same tensor"
+    fused = said["transformer.h.0.attn.c_attn.weight"]
+    assert fused == "transformers Conv1D stores (in, out); q, k, v fused in its columns"
+    assert "position table" in said["transformer.wpe.weight"]
+    oss = {name: entry.reason for name, entry in by_name(roles(models.gpt_oss())).items()}
+    experts = oss["model.layers.0.mlp.experts.gate_up_proj"]
+    assert experts.startswith("GptOssExperts: 8 experts stored (in, out), says is_transposed=True")
+    assert experts.endswith("gate and up interleaved in the columns")
+    assert oss["model.layers.0.mlp.router.weight"].startswith("GptOssTopKRouter")
+    assert oss["lm_head.weight"] == "nn.Linear returned by get_output_embeddings(), not tied"
+
+
+def test_a_torch_model_tied_by_hand_has_no_second_head() -> None:
+    listed = by_name(roles(models.TorchLanguageModel(tied=True)))
+    assert listed["tokens.weight"].role == "tied_embedding"
+    assert "readout.weight is the same tensor" in listed["tokens.weight"].reason
+    assert "readout.weight" not in listed and "lm_head" not in {entry.role for entry in listed.values()}
+
+
+def test_frozen_parameters_are_left_out_and_still_bear_witness() -> None:
+    model = models.TorchLanguageModel()
+    model.readout.requires_grad_(False)
+    model.tokens.requires_grad_(False)
+    listed = by_name(roles(model))
+    assert "readout.weight" not in listed and "tokens.weight" not in listed
+    assert "lm_head" not in {entry.role for entry in listed.values()}  # not the next best layer instead
+
+
+def test_wrappers_do_not_change_the_verdict_and_names_stay_as_given() -> None:
+    model = models.TorchLanguageModel()
+    plain = roles(model)
+    compiled = roles(nn.ModuleDict({"_orig_mod": model}))  # what torch.compile and DDP make of the names
+    assert [e._replace(name=f"_orig_mod.{e.name}") for e in plain] == compiled
+    nested = nn.ModuleDict({"module": nn.ModuleDict({"_checkpoint_wrapped_module": model})})
+    assert [e[1:] for e in roles(nested)] == [e[1:] for e in plain]
+    normed = nn.ModuleDict(
+        {"fc1": nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), "fc2": nn.Linear(8, 4)}
+    )
+    found = by_name(roles(normed))
+    assert found["fc1.parametrizations.weight.original0"].role == "vector"  # the (8, 1) magnitudes
+    assert found["fc1.parametrizations.weight.original1"].role == "mlp_in"
+
+
+def test_a_lora_adapter_of_a_gate_is_no_router() -> None:
+    layer = nn.ModuleDict({"lora_A": nn.Linear(32, 4, bias=False), "lora_B": nn.Linear(4, 32, bias=False)})
+    model = nn.ModuleDict({"mlp": nn.ModuleDict({"gate_proj": layer, "gate": nn.Linear(32, 4, bias=False)})})
+    listed = by_name(roles(model))
+    for half in ("lora_A", "lora_B"):
+        assert listed[f"mlp.gate_proj.{half}.weight"][1:3] == ("hidden", "matrix")
+        assert "LoRA" in listed[f"mlp.gate_proj.{half}.weight"].reason
+    assert listed["mlp.gate.weight"].role == "router"
+
+
+def test_the_gate_of_a_gated_mlp_is_no_router() -> None:
+    model = nn.ModuleDict({"gate": nn.Linear(32, 48), "up": nn.Linear(32, 48), "down": nn.Linear(48, 32)})
+    listed = by_name(roles(nn.ModuleDict({"mlp": model})))
+    got = [listed[f"mlp.{name}.weight"].role for name in ("gate", "up", "down")]
+    assert got == ["mlp_in", "mlp_in", "mlp_out"]
+
+
+def test_numbered_layers_need_their_other_half() -> None:
+    classifier = nn.ModuleDict({"fc1": nn.Linear(20, 16), "fc2": nn.Linear(16, 12), "fc3": nn.Linear(12, 10)})
+    assert {e.role for e in roles(classifier) if e.name.endswith("weight")} == {"hidden"}
+    block = nn.ModuleDict({"fc1": nn.Linear(20, 16), "fc2": nn.Linear(16, 20)})
+    assert [e.role for e in roles(block) if e.name.endswith("weight")] == ["mlp_in", "mlp_out"]
+    sequential = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(20, 16), nn.GELU(), nn.Linear(16, 20))})
+    assert [e.role for e in roles(sequential) if e.name.endswith("weight")] == ["mlp_in", "mlp_out"]
+
+
+def test_head_names_are_whole_components() -> None:
+    model = nn.ModuleDict(
+        {"head_proj": nn.Linear(8, 6), "blocks": nn.ModuleList([nn.ModuleDict({"head": nn.Linear(8, 8)})])}
+    )
+    assert {e.role for e in roles(model) if e.name.endswith("weight")} == {"hidden"}
+    vgg = nn.ModuleDict({"classifier": nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))})
+    assert [e.role for e in roles(vgg) if e.name.endswith("weight")] == ["hidden", "lm_head"]
+
+
+def test_thin_layers_are_vectors() -> None:
+    model = nn.ModuleDict({"value": nn.Linear(8, 1), "first": nn.Conv2d(1, 4, 3), "up": nn.Linear(1, 8)})
+    listed = by_name(roles(model))
+    assert listed["value.weight"].role == listed["up.weight"].role == "vector"
+    assert listed["first.weight"][1:3] == ("conv", "flatten")  # one grey channel, not depthwise
+
+
+def test_convolutions_with_groups_and_transposed_ones() -> None:
+    listed = by_name(
+        roles(nn.ModuleDict({"a": nn.Conv2d(8, 6, 3, groups=2), "b": nn.ConvTranspose1d(4, 6, 2)}))
+    )
+    assert listed["a.weight"].view == "flatten heads(2)"
+    assert listed["b.weight"].view == "flatten transpose"
+
+
+def test_recurrent_gates_are_split() -> None:
+    listed = by_name(roles(nn.ModuleDict({"lstm": nn.LSTM(4, 8), "gru": nn.GRU(4, 8), "rnn": nn.RNN(4, 8)})))
+    assert listed["lstm.weight_ih_l0"].view == "split(8,8,8,8)"
+    assert listed["gru.weight_hh_l0"].view == "split(8,8,8)"
+    assert listed["rnn.weight_hh_l0"].view == "matrix"
+    assert listed["lstm.bias_ih_l0"].role == "vector"
+
+
+class Experts(nn.Module):
+    """Experts without flags, as user code has them."""
+
+    def __init__(self, leading: tuple[int, ...], back: tuple[int, ...], name: str = "gate_up_proj") -> None:
+        super().__init__()
+        self.register_parameter(name, nn.Parameter(torch.zeros(leading)))
+        self.down_proj = nn.Parameter(torch.zeros(back))
+
+
+@pytest.mark.parametrize(
+    ("leading", "back", "name", "views"),
+    [
+        ((4, 12, 8), (4, 8, 6), "gate_up_proj", ["split(6,6)", "matrix"]),
+        ((4, 8, 12), (4, 6, 8), "gate_up_proj", ["transpose split(6,6)", "transpose"]),
+        ((4, 8, 8), (4, 8, 4), "gate_up_proj", ["split(4,4)", "matrix"]),  # 2 I = H: the other half decides
+        ((4, 8, 8), (4, 4, 8), "gate_up_proj", ["transpose split(4,4)", "transpose"]),
+        ((4, 12, 8), (4, 8, 6), "wi", ["matrix", "matrix"]),  # two halves, but in which order?
+    ],
+)
+def test_the_layout_of_experts_from_both_halves(
+    leading: tuple[int, ...], back: tuple[int, ...], name: str, views: list[str]
+) -> None:
+    listed = roles(nn.ModuleDict({"experts": Experts(leading, back, name)}))
+    assert [(e.role, e.view) for e in listed] == list(zip(["expert_in", "expert_out"], views, strict=True))
+
+
+def test_experts_that_fit_both_ways_are_unknown_until_the_width_speaks() -> None:
+    experts = {"experts": Experts((4, 6, 8), (4, 8, 6), "up_proj")}
+    assert {e.role for e in roles(nn.ModuleDict(experts))} == {"unknown"}
+    listed = roles(nn.ModuleDict({**experts, "embed_tokens": nn.Embedding(20, 8)}))
+    assert [(e.role, e.view) for e in listed[:2]] == [("expert_in", "matrix"), ("expert_out", "matrix")]
+    listed = roles(nn.ModuleDict({**experts, "embed_tokens": nn.Embedding(20, 6)}))
+    assert [(e.role, e.view) for e in listed[:2]] == [("expert_in", "transpose"), ("expert_out", "transpose")]
+
+
+def test_experts_one_by_one_and_the_shared_one() -> None:
+    def mlp() -> nn.ModuleDict:
+        return nn.ModuleDict({"w1": nn.Linear(8, 6), "w2": nn.Linear(6, 8), "w3": nn.Linear(8, 6)})
+
+    moe = nn.ModuleDict({"experts": nn.ModuleList([mlp()]), "shared_expert": mlp(), "gate": nn.Linear(8, 4)})
+    listed = by_name(roles(nn.ModuleDict({"moe": moe})))
+    got = [listed[f"moe.experts.0.w{i}.weight"].role for i in (1, 2, 3)]
+    assert got == ["expert_in", "expert_out", "expert_in"]
+    assert listed["moe.shared_expert.w2.weight"].role == "mlp_out"
+    assert listed["moe.gate.weight"].role == "router"
+
+
+class Odd(nn.Module):
+    """Parameters that nothing speaks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixing = nn.Parameter(torch.zeros(4, 6))
+        self.tensor = nn.Parameter(torch.zeros(4, 6, 3))
+
+
+def test_what_nothing_speaks_for_is_unknown() -> None:
+    listed = by_name(roles(Odd()))
+    assert listed["mixing"][1:3] == listed["tensor"][1:3] == ("unknown", "matrix")
+    assert "mixing of Odd" in listed["mixing"].reason
+
+
+@pytest.mark.parametrize("which", ["llama", "qwen3", "olmoe", "torch language model", "phi3"])
+def test_names_alone_agree_with_the_structure(which: str) -> None:
+    model = MODELS[which][0]()
+    for structural, named in zip(roles(model), roles(model.named_parameters()), strict=True):
+        if structural.name == "tokens.weight" or structural.name == "readout.weight":
+            continue  # names of their own invention
+        assert named[:2] == structural[:2]
+        if "qkv_proj" not in named.name:  # the heads of a fused q, k, v are in the config
+            assert named.view == structural.view
+        if named.role not in ("vector", "conv"):
+            assert "owner unknown" in named.reason
+
+
+def test_names_alone_show_gpt2s_transposition_by_the_shape_of_c_attn() -> None:
+    model = models.gpt2()
+    structural, named = by_name(roles(model)), by_name(roles(model.named_parameters()))
+    for name, entry in structural.items():
+        if name != "transformer.wte.weight":
+            assert named[name][1:3] == entry[1:3], name
+    assert named["transformer.wte.weight"].role == "embedding"  # the tie cannot be seen
+    assert "names cannot show it" in named["transformer.wte.weight"].reason
+    nano = roles([("h.0.attn.c_attn.weight", torch.zeros(24, 8, requires_grad=True))])
+    assert nano[0].view == "split(8,8,8)"  # nn.Linear stores (out, in)
+
+
+def test_names_alone_do_not_guess_how_transposed_gates_are_fused() -> None:
+    model = models.gpt_oss()
+    named = by_name(roles(model.named_parameters()))
+    assert named["model.layers.0.mlp.experts.gate_up_proj"][1:3] == ("expert_in", "transpose")
+    assert "unknown order" in named["model.layers.0.mlp.experts.gate_up_proj"].reason
+
+
+def test_ties_among_names_are_seen_when_both_are_given() -> None:
+    model = models.gpt2()
+    listed = by_name(roles(model.named_parameters(remove_duplicate=False)))
+    assert listed["transformer.wte.weight"].role == "tied_embedding" and "lm_head.weight" not in listed
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "role"),
+    [
+        ("head_proj.weight", (8, 8), "hidden"),
+        ("head.weight", (10, 8), "lm_head"),
+        ("wte.weight", (96, 8), "embedding"),
+        ("unembedding_norm.weight", (8,), "vector"),
+        ("mystery.weight", (4096, 64), "unknown"),
+        ("conv.weight", (8, 4, 3), "conv"),
+        ("mystery.weight", (8, 4, 3), "unknown"),
+        ("net.pos_embed", (1, 16, 8), "vector"),
+        ("mixer.A_log", (16, 4), "vector"),
+    ],
+)
+def test_single_names(name: str, shape: tuple[int, ...], role: str) -> None:
+    assert roles([(name, torch.zeros(shape, requires_grad=True))])[0].role == role
+
+
+@pytest.mark.parametrize(
+    ("shape", "role", "view"),
+    [
+        ((), "vector", "vector"),
+        ((5,), "vector", "vector"),
+        ((1, 5), "vector", "vector"),
+        ((1, 5, 1), "vector", "vector"),
+        ((4, 5), "hidden", "matrix"),
+        ((2048, 128), "unknown", "matrix"),
+        ((128, 2048), "unknown", "matrix"),
+        ((2048, 129), "hidden", "matrix"),
+        ((2032, 127), "hidden", "matrix"),
+        ((4, 5, 6), "unknown", "matrix"),
+        ((4, 5, 3, 3), "conv", "flatten"),
+        ((4, 5, 3, 3, 3), "conv", "flatten"),
+        ((4, 1, 3, 3), "vector", "vector"),
+    ],
+)
+def test_shapes_alone(shape: tuple[int, ...], role: str, view: str) -> None:
+    (entry,) = roles([torch.zeros(shape, requires_grad=True)])
+    assert entry[:3] == ("params[0]", role, view) and entry.reason
+
+
+def test_bare_tensors_have_no_name_and_repeat_once() -> None:
+    weight = nn.Parameter(torch.zeros(4, 4))
+    classified = classify(iter([weight, weight]))
+    assert [c.name for c in classified] == [None] and classified[0].param is weight
+    assert roles([]) == []
+
+
+@pytest.mark.parametrize(
+    ("params", "because"),
+    [
+        ([{"params": []}], "parameter 0 is dict"),
+        (torch.zeros(2), "not one tensor"),
+        ([torch.zeros(2), "fc.weight"], "parameter 1 is str"),
+        ([(1, torch.zeros(2))], "parameter 0 is tuple"),
+    ],
+)
+def test_other_things_are_refused(params: object, because: str) -> None:
+    with pytest.raises(TypeError, match=because):
+        roles(params)  # type: ignore[arg-type]
+
+
+def test_deciding_needs_no_transformers() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, orthoopt.roles; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
