@@ -86,7 +86,8 @@ def stdlib_corpus(fraction: float) -> Corpus:
     if missing:
         raise RecipeError(
             f"builtin:stdlib needs the source of the standard library, but {root} has no "
-            f"{', '.join(missing)}: this Python ships it stripped or zipped. Use another Python, or --data text:PATH."
+            f"{', '.join(missing)}: this Python ships it stripped or zipped. Use another Python, "
+            "or --data text:PATH."
         )
     files = [path for path in root.rglob("*.py") if not _NOT_SOURCE & set(path.relative_to(root).parts)]
     # The build's own configuration (compiler flags, paths) differs between machines of one release.

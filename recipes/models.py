@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from orthoopt.recipes.arguments import parse_mapping
 from orthoopt.recipes.errors import RecipeError, nearest
 
 
@@ -40,7 +45,8 @@ def load_config(name: str) -> PretrainedConfig:
         raise RecipeError(f"--model {name!r}: transformers.{name} is neither a config nor a model class")
     if "/" in name or not name.isidentifier():
         return _pretrained_config(name, name)
-    known = [*CONFIG_MAPPING.keys(), *(config.__name__ for config in MODEL_FOR_CAUSAL_LM_MAPPING)]
+    classes = [*CONFIG_MAPPING_NAMES.values(), *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()]
+    known = [*CONFIG_MAPPING_NAMES, *(item for item in classes if isinstance(item, str))]
     raise RecipeError(
         f"--model {name!r} is no file, no class of transformers, no model type and no Hub name"
         f"{nearest(name, known)}"
@@ -59,7 +65,7 @@ def build_model(
         raise RecipeError(
             f"--model {name!r}: transformers has no causal language model for {type(config).__name__}"
         )
-    config = type(config)(**_merged(config, overrides, tokenizer, block_size))
+    config = type(config)(**_changed(config, overrides) | _fitted(config, overrides, tokenizer, block_size))
     transformers.set_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     if model.generation_config is not None:
@@ -70,23 +76,49 @@ def build_model(
     return model
 
 
-def _merged(
-    config: PretrainedConfig,
-    overrides: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerFast,
-    block_size: int,
-) -> dict[str, Any]:
-    """The config's values with the overrides and the tokenizer's; rebuilt, so that derived values follow."""
+def build_meta_model(name: str, settings: Sequence[str] = ()) -> PreTrainedModel:
+    """The model `name` stands for, without memory for its weights.
+
+    `settings` are `KEY=VALUE` changes of its config. A model class is built as such; a config, type, path or
+    Hub name as its causal language model, or without one as its bare model. Raises `RecipeError` as
+    `build_model` does.
+    """
+    config = load_config(name)
+    overrides = parse_mapping(",".join(settings), "set")
+    if overrides:
+        config = type(config)(**_changed(config, overrides))
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    with torch.device("meta"):
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found(config)
+        return (
+            AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
+        ).from_config(config)
+
+
+def _changed(config: PretrainedConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's values with the overrides, to build it anew, so that derived values follow."""
     values = config.to_dict()
     own = set(type(config)().to_dict()) | set(config.attribute_map)
     for key in overrides:
         if key not in own:
             raise RecipeError(f"--model_overrides: {type(config).__name__} has no {key!r}{nearest(key, own)}")
-    text = config.get_text_config()
-    if text is not config:
-        raise RecipeError(f"--model: {type(config).__name__} is multimodal; name its text config instead")
     for key in config.attribute_map:  # n_embd and hidden_size are one value: keep the one that was given
         values.pop(key, None)
+    if "num_hidden_layers" in overrides:
+        values.pop("layer_types", None)  # one entry per layer, made again from the number of layers
+    return values | {config.attribute_map.get(key, key): value for key, value in overrides.items()}
+
+
+def _fitted(
+    config: PretrainedConfig,
+    overrides: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+    block_size: int,
+) -> dict[str, Any]:
+    """What the tokenizer and the block size decide."""
+    if config.get_text_config() is not config:
+        raise RecipeError(f"--model: {type(config).__name__} is multimodal; name its text config instead")
     fitted = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -94,13 +126,11 @@ def _merged(
         # As `padding_idx` of the embedding it would stop its row's gradient, which end of text needs.
         "pad_token_id": None if tokenizer.pad_token_id == tokenizer.eos_token_id else tokenizer.pad_token_id,
     }
-    canonical = {config.attribute_map.get(key, key): value for key, value in overrides.items()}
-    if "num_hidden_layers" in overrides:
-        values.pop("layer_types", None)  # one entry per layer, made again from the number of layers
     length = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    if (values | canonical).get(length) is not None:
-        fitted[length] = max(int((values | canonical)[length]), block_size)
-    return values | canonical | fitted
+    given = _changed(config, overrides).get(length)
+    if given is not None:
+        fitted[length] = max(int(given), block_size)
+    return fitted
 
 
 def _pretrained_config(source: str | Path, name: str) -> PretrainedConfig:

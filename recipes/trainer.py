@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SchedulerType
@@ -59,6 +60,14 @@ class PretrainTrainer(Trainer):
             decay = min(round(self.decay_fraction * num_training_steps), max(num_training_steps - warmup, 0))
             self.args.lr_scheduler_kwargs = {"num_decay_steps": decay, "decay_type": "linear"} | given
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """As Trainer's, but every block is scored: `dataloader_drop_last` is about training batches."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what each role did to a training log and bits per byte to an evaluation; leave out speeds."""
