@@ -64,6 +64,11 @@ class Candidate:
         """The owner's own name, the last component of its path."""
         return self.path[-1] if self.path else ""
 
+    @property
+    def label(self) -> str:
+        """The owner's own name for people, "" where it is the number of a layer."""
+        return "" if self.last.isdigit() else self.last
+
     def owner_is(self, *words: str) -> bool:
         """Whether the owner's class name contains one of these words."""
         return self.owner is not None and any(word in type(self.owner).__name__ for word in words)

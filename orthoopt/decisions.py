@@ -14,7 +14,7 @@ from torch import nn
 from orthoopt import layouts, naming
 from orthoopt.census import Candidate
 from orthoopt.heads import is_dense
-from orthoopt.layers import attention_layer, mlp_side
+from orthoopt.layers import attention_layer, mlp_side, mlp_words
 
 
 class Verdict(NamedTuple):
@@ -40,8 +40,7 @@ def owner_words(candidate: Candidate) -> str:
 
 def _own_name(candidate: Candidate) -> str:
     """The owner's name and the parameter's, without numbers of layers."""
-    named = candidate.last if candidate.last and not candidate.last.isdigit() else ""
-    return f"{named}.{candidate.leaf}" if named else candidate.leaf
+    return f"{candidate.label}.{candidate.leaf}" if candidate.label else candidate.leaf
 
 
 def _matrix_or_vector(candidate: Candidate) -> str:
@@ -116,7 +115,7 @@ def embedding(candidate: Candidate) -> Verdict | None:
         return None
     table = tables[0]
     accessed = id(candidate.param) in candidate.census.input_ids
-    said = f"{owner_words(table)} {'returned by get_input_embeddings()' if accessed else table.last}"
+    said = f"{owner_words(table)} {'returned by get_input_embeddings()' if accessed else table.label}"
     others = [holder for holder in holders if holder not in tables]
     if others:
         return Verdict("tied_embedding", "matrix", f"{said}; {others[0].name} is the same tensor")
@@ -164,7 +163,7 @@ def expert(candidate: Candidate) -> Verdict | None:
     if not (component or (stacked and (flagged or candidate.owner_is("Expert")))):
         return None
     side = mlp_side(candidate)
-    name = candidate.leaf if candidate.leaf != "weight" else candidate.last
+    name = candidate.leaf if candidate.leaf != "weight" else candidate.label
     if not stacked:
         if side is None or not is_dense(candidate):
             return None
@@ -263,7 +262,7 @@ def dense(candidate: Candidate) -> Verdict | None:
     if candidate.param.ndim != 2 or candidate.leaf != "weight" or not candidate.name:
         return None
     known = is_dense(candidate)
-    shown = f"{owner_words(candidate)} {candidate.last}"
+    shown = f"{owner_words(candidate)} {candidate.label}".rstrip()
     if candidate.owner is not None and not known:
         shown += ", a layer of unknown kind, by its name"
     rows, cols = candidate.shape
@@ -280,14 +279,13 @@ def dense(candidate: Candidate) -> Verdict | None:
     side = mlp_side(candidate)
     if side is not None:
         view, words = (layouts.fused_gate_up(candidate, rows) if side == "in" else None) or ("matrix", "")
-        around = [part for part in candidate.path[:-1] if not part.isdigit()][-1:]
-        return Verdict(f"mlp_{side}", view, f"{shown}: {words}" if words else " in ".join([shown, *around]))
+        return Verdict(
+            f"mlp_{side}", view, f"{shown}: {words}" if words else f"{shown}{mlp_words(candidate)}"
+        )
     if candidate.owner is None or not known:
         return None
     view, words = layouts.state_space_input(candidate, rows) or ("matrix", "")
-    return Verdict(
-        "hidden", view, f"{shown}: {words}" if words else f"{shown}, no part of an attention or mlp by name"
-    )
+    return Verdict("hidden", view, f"{shown}: {words}" if words else f"{shown}, outside attention and mlp")
 
 
 def shape_alone(candidate: Candidate) -> Verdict | None:

@@ -38,8 +38,8 @@ def find_heads(census: Census) -> None:
         vocabulary = max(table.shape[0] for table in tables)
         fitting = [c for c in outer if c.shape[0] == vocabulary and naming.block(c.path) is None]
         if fitting:
-            reason = f"{fitting[-1].last}: the last layer with the vocabulary ({vocabulary}) as outputs"
-            census.heads[id(fitting[-1].param)] = reason
+            reason = f"{fitting[-1].label}, the last layer with the vocabulary ({vocabulary}) as outputs"
+            census.heads[id(fitting[-1].param)] = reason.lstrip(", ")
     elif census.first_kernel is not None and layers[-1] in outer:
         census.heads[id(layers[-1].param)] = "is the last layer after convolutions, it leads to logits"
 

@@ -48,6 +48,17 @@ def mlp_side(candidate: Candidate) -> str | None:
     return _numbered_side(candidate) if inside and name.isdigit() else None
 
 
+def mlp_words(candidate: Candidate) -> str:
+    """How it is known that the layer belongs to an mlp: " in mlp", or the name of its other half."""
+    where = place(candidate)
+    if where is not None:
+        return f" {where[1]}"
+    other = {**naming.PAIRS_IN, **naming.PAIRS_OUT}.get(candidate.last)
+    if other is not None and candidate.beside(other) is not None:
+        return f", the other half of {other}"
+    return f" in {candidate.path[-2]}" if candidate.last == "dense" else ""
+
+
 def _opposite(candidate: Candidate, other: str, is_in: bool) -> bool:
     """Whether the sibling of this name is the other half of an mlp: (I, H) or (2 I, H), and (H, I)."""
     shape = candidate.beside(other)
