@@ -14,7 +14,7 @@ from torch import Tensor
 from orthoopt import coefficients, rules
 from orthoopt.rules import Rule
 
-SPECTRA = ("gaussian", "log", "rank_one", "half_zero", "outlier")
+SPECTRA = ("gaussian", "even", "log", "rank_one", "half_zero", "outlier")
 
 
 def generator(seed: int) -> torch.Generator:
@@ -63,7 +63,9 @@ def matrix(rows: int, cols: int, spectrum: str, seed: int, batch: tuple[int, ...
         return gaussian
     u, s, vh = torch.linalg.svd(gaussian, full_matrices=False)
     count = s.shape[-1]
-    if spectrum == "log":
+    if spectrum == "even":
+        s = torch.linspace(1, 0.5, count, dtype=torch.float64)
+    elif spectrum == "log":
         s = torch.logspace(0, -4, count, dtype=torch.float64)
     elif spectrum == "rank_one":
         s = torch.zeros(count, dtype=torch.float64)
