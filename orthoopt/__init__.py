@@ -6,6 +6,7 @@
 
 from orthoopt import hf, plans, rules
 from orthoopt.dispatch import param_groups
+from orthoopt.explain import explain
 from orthoopt.named import Muon, RowNorm, Symmetry
 from orthoopt.newton_schulz import orthogonalize
 from orthoopt.optimizer import OrthoOpt
@@ -18,6 +19,7 @@ __all__ = [
     "OrthoOpt",
     "RowNorm",
     "Symmetry",
+    "explain",
     "hf",
     "orthogonalize",
     "param_groups",
