@@ -27,15 +27,15 @@ def first_nonfinite(grads: Sequence[Tensor]) -> int | None:
 
 
 def finite_gate(grads: Sequence[Tensor]) -> Tensor:
-    """1.0 if every value of every tensor is finite, else 0.0: a 0-d float32 tensor on the first one's device.
+    """1.0 if every value of every tensor is finite, else 0.0: a 0-d tensor on the first one's device.
 
-    Nothing is read on the host, so nothing waits.
+    Nothing is read on the host, so nothing waits. It is float64 where the device has that: a product with it, such as
+    the learning rate's, then loses nothing against a number on the host.
     """
     device = grads[0].device
-    peaks = [
-        peak.to(device, torch.float32, non_blocking=True) for peak in torch._foreach_norm(grads, torch.inf)
-    ]
-    return torch.isfinite(torch.stack(peaks)).all().to(torch.float32)
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    peaks = [peak.to(device, dtype, non_blocking=True) for peak in torch._foreach_norm(grads, torch.inf)]
+    return torch.isfinite(torch.stack(peaks)).all().to(dtype)
 
 
 def without_nonfinite(grads: Sequence[Tensor], gate: Tensor) -> list[Tensor]:
