@@ -43,7 +43,7 @@ def _accumulate(grads: Sequence[Tensor], states: Sequence[State], options: Optio
         else:
             # The count must not wait for the host, so it lives where the gate is known.
             state["step"] = state["step"].to(gate.device, non_blocking=True)
-            step = state["step"].add_(gate).clamp(min=1)
+            step = state["step"].add_(gate).clamp(min=1).to(gate.dtype)
         corrections1.append(1 - beta1**step)
         corrections2.append((1 - beta2**step) ** 0.5)
     torch._foreach_div_(roots, corrections2)
