@@ -91,7 +91,10 @@ def stdlib_corpus(fraction: float) -> Corpus:
         )
     files = [path for path in root.rglob("*.py") if not _NOT_SOURCE & set(path.relative_to(root).parts)]
     # The build's own configuration (compiler flags, paths) differs between machines of one release.
-    files = [path for path in files if not path.name.startswith("_sysconfigdata")]
+    # The manual, generated into one file larger than any other three, would outweigh all else held out.
+    files = [
+        path for path in files if not path.name.startswith("_sysconfigdata") and path.name != "topics.py"
+    ]
     return _from_files("builtin:stdlib", root, files, fraction, python=platform.python_version())
 
 

@@ -60,13 +60,20 @@ class TokenBlocks(Dataset[dict[str, Tensor]]):
 class ValidationBlocks(Dataset[dict[str, Tensor]]):
     """A fixed set of held-out blocks, spread evenly over the held-out documents.
 
-    The first token of a block is context: `scored_tokens` and `scored_bytes` count all the others.
+    The first token of a block is context: `scored_tokens` and `scored_bytes` count all the others. There are at
+    most `limit` blocks, and a multiple of `shares`, the processes among which they are divided.
     """
 
-    def __init__(self, tokens: np.ndarray, token_bytes: np.ndarray, block_size: int, limit: int) -> None:
+    def __init__(
+        self, tokens: np.ndarray, token_bytes: np.ndarray, block_size: int, limit: int, shares: int = 1
+    ) -> None:
         blocks = len(tokens) // block_size
-        count = min(limit, blocks)
-        chosen = np.arange(count) * blocks // max(count, 1)
+        count = min(limit, blocks) // shares * shares
+        if not count:
+            raise RecipeError(
+                f"{min(limit, blocks)} held-out blocks cannot be divided among {shares} processes"
+            )
+        chosen = np.arange(count) * blocks // count
         self.blocks = np.stack([tokens[i * block_size : (i + 1) * block_size] for i in chosen]).astype(
             np.int64
         )
@@ -79,6 +86,15 @@ class ValidationBlocks(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"input_ids": torch.from_numpy(self.blocks[index])}
+
+    def batch_size(self, wanted: int, shares: int) -> int:
+        """The largest batch of at most `wanted` blocks that divides the blocks of one of `shares` processes.
+
+        With several processes Trainer fills the last batch with repeated blocks, which would weigh twice.
+        """
+        if shares == 1:
+            return wanted
+        return max(size for size in range(1, wanted + 1) if len(self) // shares % size == 0)
 
     def bits_per_byte(self, loss: float) -> float:
         """Total nats over ln 2 times the bytes scored; `loss` is the mean nats per token of these blocks."""
@@ -112,9 +128,15 @@ def collate(blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def prepare_data(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, *, block_size: int, eval_blocks: int, cache: Path
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    block_size: int,
+    eval_blocks: int,
+    cache: Path,
+    shares: int = 1,
 ) -> PretrainData:
-    """Encode a corpus, or take its tokens from `cache`, and cut them into blocks.
+    """Encode a corpus, or take its tokens from `cache`, and cut them into blocks, for `shares` processes.
 
     Raises `RecipeError` when training or held-out text fills no block of `block_size` tokens.
     """
@@ -126,11 +148,11 @@ def prepare_data(
         sizes = np.concatenate([size for _, size in held if size is not None])
         _check_length("held-out", len(tokens), block_size)
         stream = TokenStream(corpus.train, tokenizer, block_size)
-        return PretrainData(stream, ValidationBlocks(tokens, sizes, block_size, eval_blocks), None)
+        return PretrainData(stream, ValidationBlocks(tokens, sizes, block_size, eval_blocks, shares), None)
     train, validation, sizes = encoded(corpus, tokenizer, cache=cache)
     _check_length("training", len(train), block_size)
     _check_length("held-out", len(validation), block_size)
-    held_out = ValidationBlocks(validation, sizes, block_size, eval_blocks)
+    held_out = ValidationBlocks(validation, sizes, block_size, eval_blocks, shares)
     return PretrainData(TokenBlocks(train, block_size), held_out, len(train))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -65,7 +66,7 @@ def build_model(
         raise RecipeError(
             f"--model {name!r}: transformers has no causal language model for {type(config).__name__}"
         )
-    config = type(config)(**_changed(config, overrides) | _fitted(config, overrides, tokenizer, block_size))
+    config = _rebuilt(config, _changed(config, overrides) | _fitted(config, overrides, tokenizer, block_size))
     transformers.set_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     if model.generation_config is not None:
@@ -86,7 +87,7 @@ def build_meta_model(name: str, settings: Sequence[str] = ()) -> PreTrainedModel
     config = load_config(name)
     overrides = parse_mapping(",".join(settings), "set")
     if overrides:
-        config = type(config)(**_changed(config, overrides))
+        config = _rebuilt(config, _changed(config, overrides))
     found = getattr(transformers, name, None) if name.isidentifier() else None
     with torch.device("meta"):
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
@@ -98,8 +99,10 @@ def build_meta_model(name: str, settings: Sequence[str] = ()) -> PreTrainedModel
 
 def _changed(config: PretrainedConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The config's values with the overrides, to build it anew, so that derived values follow."""
-    values = config.to_dict()
-    own = set(type(config)().to_dict()) | set(config.attribute_map)
+    defaults = type(config)().to_dict()
+    # Only what was set: defaults that follow from it (key-value heads from heads) are left to follow.
+    values = {key: value for key, value in config.to_dict().items() if value != defaults.get(key)}
+    own = set(defaults) | set(config.attribute_map)
     for key in overrides:
         if key not in own:
             raise RecipeError(f"--model_overrides: {type(config).__name__} has no {key!r}{nearest(key, own)}")
@@ -108,6 +111,15 @@ def _changed(config: PretrainedConfig, overrides: Mapping[str, Any]) -> dict[str
     if "num_hidden_layers" in overrides:
         values.pop("layer_types", None)  # one entry per layer, made again from the number of layers
     return values | {config.attribute_map.get(key, key): value for key, value in overrides.items()}
+
+
+def _rebuilt(config: PretrainedConfig, values: Mapping[str, Any]) -> PretrainedConfig:
+    """A config of the same class from `values`, which transformers checks against each other."""
+    try:
+        return type(config)(**values)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"--model_overrides: {type(config).__name__} refuses them: {reason}") from error
 
 
 def _fitted(

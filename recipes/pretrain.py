@@ -133,7 +133,12 @@ def _load_data(arguments: Arguments) -> tuple[Corpus, PreTrainedTokenizerFast, P
         corpus = load_corpus(options, seed=data_seed)
         tokenizer = load_tokenizer(options.tokenizer, corpus, vocab_size=options.vocab_size, cache=cache)
         data = prepare_data(
-            corpus, tokenizer, block_size=options.block_size, eval_blocks=options.eval_blocks, cache=cache
+            corpus,
+            tokenizer,
+            block_size=options.block_size,
+            eval_blocks=options.eval_blocks,
+            cache=cache,
+            shares=training.world_size,
         )
     return corpus, tokenizer, data
 

@@ -31,6 +31,9 @@ class PretrainTrainer(Trainer):
         self.validation_blocks = data.validation
         self.decay_fraction = run.decay_fraction
         self.role_metrics = RoleMetrics(norms=run.log_update_norms)
+        training.per_device_eval_batch_size = data.validation.batch_size(
+            training.per_device_eval_batch_size, training.world_size
+        )
         options = {
             "plan": run.plan,
             "lr": arguments.learning_rate,

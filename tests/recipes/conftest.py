@@ -10,9 +10,32 @@ from orthoopt.recipes import pretrain
 
 # A model small enough for two seconds a run.
 TINY_MODEL = (
-    "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=2,num_key_value_heads=1,head_dim=16"
+    "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=2,"
+    "num_key_value_heads=1,head_dim=16"
 )
-_WORDS = "alpha beta gamma delta return value index = ( ) : + naïve 東京 self import from def class if else".split()
+_WORDS = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "return",
+    "value",
+    "index",
+    "=",
+    "(",
+    ")",
+    ":",
+    "+",
+    "naïve",
+    "東京",
+    "self",
+    "import",
+    "from",
+    "def",
+    "class",
+    "if",
+    "else",
+]
 
 
 @dataclass(frozen=True)
@@ -23,13 +46,13 @@ class Sandbox:
     cache: Path
 
     def flags(self, output: Path, *extra: str) -> list[str]:
-        return [
-            "--data", f"text:{self.corpus}", "--cache_dir", str(self.cache), "--output_dir", str(output),
-            "--vocab_size", "300", "--block_size", "32", "--eval_blocks", "24", "--validation_fraction", "0.2",
-            "--model_overrides", TINY_MODEL, "--per_device_train_batch_size", "8", "--max_steps", "12",
-            "--logging_steps", "2", "--eval_steps", "4", "--save_steps", "4", "--warmup_steps", "2",
-            "--use_cpu", "true", *extra,
-        ]  # fmt: skip
+        flags = f"""
+            --data text:{self.corpus} --cache_dir {self.cache} --output_dir {output}
+            --vocab_size 300 --block_size 32 --eval_blocks 24 --validation_fraction 0.2
+            --model_overrides {TINY_MODEL} --per_device_train_batch_size 8 --max_steps 12
+            --logging_steps 2 --eval_steps 4 --save_steps 4 --warmup_steps 2 --use_cpu true
+        """
+        return [*flags.split(), *extra]
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def validation_blocks(flags: list[str], cache: Path):
 
 
 def test_the_loss_is_cross_entropy_of_the_next_token(finished, sandbox) -> None:
-    """Labels are shifted once: the run's validation loss is -log p(next token), written by hand on the saved model."""
+    """Labels are shifted once: the validation loss is -log p(next token), by hand on the saved model."""
     model = AutoModelForCausalLM.from_pretrained(finished.output / "model").eval()
     blocks = validation_blocks(finished.flags, sandbox.cache)
     batch = collate([blocks[i] for i in range(len(blocks))])
@@ -62,8 +62,10 @@ def test_bits_per_byte_is_total_bits_over_the_text_that_was_scored(finished, san
     tokens = len(blocks) * (parse(finished.flags).data.block_size - 1)
     assert blocks.scored_tokens == tokens
     # Cut characters at a block's edges may count on either side: up to 3 bytes each.
-    text = sum(len(tokenizer.decode(blocks[i]["input_ids"][1:], skip_special_tokens=True).encode("utf-8", "ignore"))
-               for i in range(len(blocks)))  # fmt: skip
+    spelled = (
+        tokenizer.decode(blocks[i]["input_ids"][1:], skip_special_tokens=True) for i in range(len(blocks))
+    )
+    text = sum(len(part.encode()) for part in spelled)
     assert blocks.scored_bytes == pytest.approx(text, abs=6 * len(blocks))
     bits = result["eval_loss"] * tokens / math.log(2)
     assert result["eval_bits_per_byte"] == pytest.approx(bits / blocks.scored_bytes, rel=1e-9)
@@ -100,7 +102,9 @@ def test_learning_rates_of_roles_keep_the_plans_ratios_through_the_schedule(fini
             for role, rate in row["lr"].items():
                 assert rate == pytest.approx(peak[role] * factor, rel=1e-9)
     # Two steps of warm-up, constant to the half, then linear to 0: step 10 is taken at 3 sixths.
-    shape = [row["lr"]["attention"] / arguments.learning_rate for row in rows_of(finished.output) if "loss" in row]
+    shape = [
+        row["lr"]["attention"] / arguments.learning_rate for row in rows_of(finished.output) if "loss" in row
+    ]
     assert shape == pytest.approx([1 / 2, 1, 1, 5 / 6, 3 / 6, 1 / 6])
 
 
@@ -157,14 +161,16 @@ def test_old_checkpoints_are_removed_and_another_run_does_not_write_over_them(fi
 def test_a_finished_run_resumes_to_the_same_result(finished, tmp_path, capsys) -> None:
     """Trainer would take one more step than max_steps."""
     before = result_of(finished.output)
-    flags = [*finished.flags, "--resume_from_checkpoint", str(finished.output / "checkpoint-12"), "--output_dir",
-             str(tmp_path / "again"), "--generate_sample", "false"]  # fmt: skip
+    flags = [*finished.flags, "--resume_from_checkpoint", str(finished.output / "checkpoint-12")]
+    flags += ["--output_dir", str(tmp_path / "again"), "--generate_sample", "false"]
     assert pretrain.main(flags) == 0
     after = result_of(tmp_path / "again")
     assert after["steps"] == 12 and after["eval_loss"] == before["eval_loss"]
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(sandbox, finished, tmp_path, monkeypatch, capsys) -> None:
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    sandbox, finished, tmp_path, monkeypatch, capsys
+) -> None:
     flags = sandbox.flags(tmp_path / "run", "--generate_sample", "false")
     on_step_end = TrainingClock.on_step_end
 
@@ -186,7 +192,9 @@ def test_an_interrupted_run_resumes_to_the_same_weights(sandbox, finished, tmp_p
     assert "after step 4" in capsys.readouterr().out
     straight, resumed = result_of(finished.output), result_of(tmp_path / "run")
     assert resumed["eval_loss"] == straight["eval_loss"]  # same machine, same kernels: the same bits
-    one, two = (load_file(path / "model" / "model.safetensors") for path in (finished.output, tmp_path / "run"))
+    one, two = (
+        load_file(path / "model" / "model.safetensors") for path in (finished.output, tmp_path / "run")
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
     steps = [(row["step"], "loss" in row) for row in rows_of(tmp_path / "run")]
     assert steps == [(row["step"], "loss" in row) for row in rows_of(finished.output)]
@@ -194,14 +202,16 @@ def test_an_interrupted_run_resumes_to_the_same_weights(sandbox, finished, tmp_p
 
 
 def test_resuming_refuses_another_plan(finished, tmp_path, capsys) -> None:
-    flags = [*finished.flags, "--resume_from_checkpoint", str(finished.output), "--plan", "adamw", "--output_dir",
-             str(tmp_path)]  # fmt: skip
+    flags = [*finished.flags, "--resume_from_checkpoint", str(finished.output), "--plan", "adamw"]
+    flags += ["--output_dir", str(tmp_path)]
     assert pretrain.main(flags) == 2
     assert "plan 'symmetry'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("plan", ["adamw", "muon"])
-def test_other_plans_see_the_same_data_in_the_same_order(sandbox, finished, tmp_path, plan, monkeypatch) -> None:
+def test_other_plans_see_the_same_data_in_the_same_order(
+    sandbox, finished, tmp_path, plan, monkeypatch
+) -> None:
     orders: dict[str, list[int]] = {}
     original = pretrain.PretrainTrainer.training_step
 
@@ -210,7 +220,16 @@ def test_other_plans_see_the_same_data_in_the_same_order(sandbox, finished, tmp_
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(pretrain.PretrainTrainer, "training_step", watch)
-    short = ("--max_steps", "4", "--save_strategy", "no", "--save_final", "false", "--generate_sample", "false")
+    short = (
+        "--max_steps",
+        "4",
+        "--save_strategy",
+        "no",
+        "--save_final",
+        "false",
+        "--generate_sample",
+        "false",
+    )
     for name, extra in (("one", ["--plan", plan, "--learning_rate", "1e-3"]), ("two", ["--seed", "7"])):
         assert pretrain.main(sandbox.flags(tmp_path / name, *short, *extra)) == 0
         assert not (tmp_path / name / "model").exists() and not (tmp_path / name / "sample.txt").exists()
@@ -220,8 +239,8 @@ def test_other_plans_see_the_same_data_in_the_same_order(sandbox, finished, tmp_
 
 
 def test_overrides_reach_the_optimizer(sandbox, tmp_path) -> None:
-    flags = sandbox.flags(tmp_path, "--max_steps", "2", "--save_strategy", "no", "--save_final", "false",
-                          "--generate_sample", "false", "--overrides", '{"lm_head": {"rule": "adamw"}}')  # fmt: skip
+    short = ["--max_steps", "2", "--save_strategy", "no", "--save_final", "false", "--generate_sample", "false"]
+    flags = sandbox.flags(tmp_path, *short, "--overrides", '{"lm_head": {"rule": "adamw"}}')
     assert pretrain.main(flags) == 0
     routing = json.loads((tmp_path / "run.json").read_text())["routing"]
     assert {item["rule"] for item in routing if item["role"] == "lm_head"} == {"adamw"}
@@ -248,11 +267,16 @@ def test_wrong_options_are_named_in_one_line(sandbox, tmp_path, capsys, extra, m
 
 
 def test_a_nonfinite_number_is_null_in_json() -> None:
-    assert json.loads(report.dumps({"a": float("nan"), "b": [1.0, float("inf")]})) == {"a": None, "b": [1.0, None]}
+    assert json.loads(report.dumps({"a": float("nan"), "b": [1.0, float("inf")]})) == {
+        "a": None,
+        "b": [1.0, None],
+    }
 
 
 def test_routing_on_record_is_the_dispatchers(finished) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished.output / "model")
     run = json.loads((finished.output / "run.json").read_text())
-    made = {item.name: item.group["rule"] for item in dispatch.assign(model, "symmetry", lr=1.0, weight_decay=0.0)}
+    made = {
+        item.name: item.group["rule"] for item in dispatch.assign(model, "symmetry", lr=1.0, weight_decay=0.0)
+    }
     assert {item["name"]: item["rule"] for item in run["routing"]} == made

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from orthoopt import plans
+from orthoopt.recipes.arguments import parse, parse_mapping
+from orthoopt.recipes.errors import RecipeError
+
+CONFIG = """
+model: Qwen3Config
+model_overrides: {hidden_size: 64, num_hidden_layers: 3}
+plan: muon
+plan_learning_rates: {muon: 1e-2, adamw: 0.002}
+weight_decay: 1e-1
+max_steps: 30
+bf16: false
+lr_scheduler_kwargs: {num_decay_steps: 10}
+"""
+
+
+@pytest.fixture
+def config(tmp_path) -> str:
+    (tmp_path / "mine.yaml").write_text(CONFIG)
+    return str(tmp_path / "mine.yaml")
+
+
+def test_flags_win_over_the_config_and_the_config_over_the_defaults(config) -> None:
+    arguments = parse([config, "--max_steps", "7", "--gradient-accumulation-steps", "2"])
+    assert arguments.config == "mine"
+    assert arguments.training.max_steps == 7
+    assert arguments.training.gradient_accumulation_steps == 2
+    assert arguments.training.weight_decay == 0.1  # YAML reads 1e-1 as text
+    assert (
+        arguments.run.plan == "muon" and arguments.learning_rate == arguments.training.learning_rate == 0.01
+    )
+    assert (
+        arguments.training.per_device_train_batch_size == TrainingArguments("x").per_device_train_batch_size
+    )
+    assert arguments.training.lr_scheduler_kwargs == {"num_decay_steps": 10}
+
+
+def test_each_plan_has_its_learning_rate_unless_one_is_given(config) -> None:
+    assert parse([config, "--plan", "adamw"]).learning_rate == 0.002
+    assert parse([config, "--plan", "adamw", "--learning_rate", "3e-4"]).learning_rate == 3e-4
+    with pytest.raises(RecipeError, match=r"no learning rate for plan 'symmetry': give --learning_rate"):
+        parse([config, "--plan", "symmetry"])
+
+
+def test_overrides_of_the_model_merge_and_go_with_their_model(config) -> None:
+    assert parse([config]).model_overrides == {"hidden_size": 64, "num_hidden_layers": 3}
+    merged = parse([config, "--model_overrides", "num_hidden_layers=2,rms_norm_eps=1e-5"]).model_overrides
+    assert merged == {"hidden_size": 64, "num_hidden_layers": 2, "rms_norm_eps": 1e-5}
+    assert parse([config, "--model", "gpt2"]).model_overrides == {}
+    assert parse([config, "--model", "gpt2", "--model_overrides", '{"n_layer": 2}']).model_overrides == {
+        "n_layer": 2
+    }
+
+
+def test_the_default_config_is_the_one_without_a_name() -> None:
+    assert parse([]).model_overrides == parse(["default"]).model_overrides
+    assert parse([]).run.plan == "symmetry"
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(Path(item.name).stem for item in resources.files("orthoopt.recipes.configs").iterdir()
+           if item.name.endswith(".yaml")),
+)  # fmt: skip
+def test_every_config_that_ships_can_be_read(name) -> None:
+    arguments = parse([name, "--bf16", "false"])  # bf16 asks for hardware
+    assert arguments.run.plan in plans.names() and arguments.learning_rate > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "unknown key 'learning_rat'; did you mean 'learning_rate'"),
+        ("max_steps: 3.5", "invalid int value: '3.5'"),
+        ("bf16: maybe", "Truthy value expected"),
+        ("- a", "must be a mapping"),
+        ("a: [", "is not YAML"),
+        ("eval_strategy: sometimes", "sometimes"),
+        ("plan: muonn\nlearning_rate: 1", "did you mean 'muon'"),
+        (
+            "validation_fraction: 1.5\nlearning_rate: 1",
+            "--validation_fraction must lie between 0 and 1, got 1.5",
+        ),
+        ("streaming: true\nlearning_rate: 1", "give --max_steps"),
+        ("model_overrides: 3\nlearning_rate: 1", "--model_overrides must be"),
+    ],
+)
+def test_a_wrong_config_is_named(tmp_path, text, message) -> None:
+    (tmp_path / "wrong.yaml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        parse([str(tmp_path / "wrong.yaml")])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--plann", "muon"], "unknown option '--plann'; did you mean '--plan'"),
+        (["--plann=muon"], "did you mean '--plan'"),
+        (
+            ["--learn", "1"],
+            "unknown option '--learn'",
+        ),  # no abbreviations: a later option would change their meaning
+        (["--max_steps", "x"], "invalid int value: 'x'"),
+        (["--max_steps", "3", "my.yaml"], "unexpected argument 'my.yaml': a config comes first"),
+        (["defualt"], "did you mean 'default'"),
+        (["--model_overrides", "a"], "key=value,key=value"),
+        (["--block_size", "1"], "--block_size must be at least 2, got 1"),
+    ],
+)
+def test_wrong_flags_are_named(argv, message) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse(argv)
+    assert message in str(caught.value)
+
+
+def test_help_lists_the_options(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(option in printed for option in ("--plan ", "--data ", "--model_overrides", "--learning_rate"))
+
+
+def test_mappings_are_read_from_pairs_json_and_yaml() -> None:
+    expected = {"a": 1, "b": 1e-3, "c": "text", "d": True}
+    assert parse_mapping("a=1, b=1e-3, c=text, d=true", "x") == expected
+    assert parse_mapping('{"a": 1, "b": 1e-3, "c": "text", "d": true}', "x") == expected
+    assert parse_mapping({"a": 1, "b": "1e-3", "c": "text", "d": True}, "x") == expected
+    assert parse_mapping(None, "x") == {}

@@ -1,0 +1,145 @@
+"""Runs in processes of their own: killed and resumed, two ranks, wandb, and without `datasets`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# A small model on the whole standard library: under a minute a run on one core.
+STDLIB = ["--vocab_size", "1024", "--block_size", "64", "--eval_blocks", "64", "--per_device_train_batch_size", "8", "--use_cpu", "true", "--model_overrides", "hidden_size=64,intermediate_size=128,num_hidden_layers=2", "--max_steps", "60", "--logging_steps", "5", "--eval_steps", "20", "--save_steps", "20"]
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "orthoopt.recipes.pretrain", *flags]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | extra
+
+
+def run(*flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(*flags), env=environment(**extra), capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def result_of(output: Path) -> dict:
+    return json.loads((output / "results.json").read_text())
+
+
+def steps_of(output: Path) -> list[tuple[int, bool]]:
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], "eval_loss" in row) for row in rows]
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_validation_loss(tmp_path) -> None:
+    common = (*STDLIB, "--cache_dir", str(tmp_path / "cache"))
+    run(*common, "--output_dir", str(tmp_path / "straight"))
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(*common, "--output_dir", str(killed)), env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:  # past the checkpoint of step 20, before that of step 40
+        if line.startswith("step 30 "):
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    process.stdout.close()
+    assert not (killed / "results.json").exists()
+    done = run(*common, "--output_dir", str(killed), "--resume_from_checkpoint", "auto")
+    assert "after step 20" in done.stdout
+    straight, resumed = result_of(tmp_path / "straight"), result_of(killed)
+    assert resumed["eval_loss"] == pytest.approx(straight["eval_loss"], abs=1e-6)
+    assert steps_of(killed) == steps_of(tmp_path / "straight")
+    assert resumed["tokens"] == straight["tokens"]
+
+
+@pytest.mark.slow
+def test_the_builtin_corpus_trains_without_datasets_and_wandb(tmp_path) -> None:
+    """Modules that cannot be found or imported stand for an installation without them."""
+    code = (
+        "import importlib.util, sys\n"
+        "absent = lambda name: name.partition('.')[0] in ('datasets', 'wandb', 'matplotlib')\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if absent(name):\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if absent(name) else find(name, *rest)\n"
+        "from orthoopt.recipes.pretrain import main\n"
+        "raise SystemExit(main(sys.argv[1:]))\n"
+    )
+    flags = (
+        *STDLIB,
+        "--max_steps",
+        "4",
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        "--output_dir",
+        str(tmp_path / "o"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, *flags], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "matplotlib is not installed" in done.stdout
+    assert result_of(tmp_path / "o")["corpus"]["name"] == "builtin:stdlib"
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_ranks_train_as_one_with_twice_the_batch(sandbox, finished, tmp_path) -> None:
+    extra = ["--per_device_train_batch_size", "4", "--generate_sample", "false", "--ddp_backend", "gloo"]
+    flags = sandbox.flags(tmp_path / "two", *extra, "--cache_dir", str(tmp_path / "cache"))
+    launch = [sys.executable, "-P", *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]]
+    launch += ["-m", "orthoopt.recipes.pretrain", *flags]
+    done = subprocess.run(
+        launch, env=environment(PYTHONSAFEPATH="1"), capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("validation  ") == 1  # the first rank alone speaks
+    one, two = result_of(finished.output), result_of(tmp_path / "two")
+    assert two["world_size"] == 2 and two["tokens"] == one["tokens"]
+    # The same blocks in the same steps; fp32 gradients summed in another order, through 12 steps.
+    assert two["eval_loss"] == pytest.approx(one["eval_loss"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_wandb_offline_gets_the_roles(sandbox, tmp_path) -> None:
+    flags = sandbox.flags(tmp_path / "run", "--report_to", "wandb", "--generate_sample", "false")
+    run(*flags, WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
+    (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    written = log.read_bytes()
+    for key in (b"lr/attention", b"update_norm/embedding", b"bits_per_byte"):
+        assert key in written
+
+
+def test_the_clock_does_not_count_evaluations(monkeypatch) -> None:
+    from orthoopt.recipes.callbacks import TrainingClock
+
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = TrainingClock(earlier=5.0)
+    clock.on_train_begin()
+    for step, evaluating, saving in ((1.0, 0.0, 0.0), (1.0, 7.0, 3.0), (1.0, 0.0, 2.0)):
+        now[0] += step
+        clock.on_step_end()
+        if evaluating:
+            now[0] += evaluating
+            clock.on_evaluate()
+        if saving:
+            now[0] += saving
+            clock.on_save()
+    assert clock.seconds == 5.0 + 3.0
