@@ -83,9 +83,7 @@ def _apply_chunk(chunk: list[Item]) -> None:
         stacked = torch.cat([item.matrix.reshape(-1, rows, cols) for item in chunk])
     directions = rule.direct(stacked, options).to(chunk[0].target.dtype).reshape(-1, rows, cols)
     counts = [item.matrix.shape[:-2].numel() for item in chunk]
-    updates = [
-        part.reshape(item.target.shape) for part, item in zip(directions.split(counts), chunk, strict=True)
-    ]
+    updates = [part.reshape(item.target.shape) for part, item in zip(directions.split(counts), chunk, strict=True)]
     subtract([item.target for item in chunk], updates, [item.factor for item in chunk])
 
 

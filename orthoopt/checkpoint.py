@@ -74,9 +74,7 @@ def _by_name(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]]) -
     for group in groups:
         holders = [index[name][0] for name in group["param_names"]]
         if any(holder is not holders[0] for holder in holders) or len(holders[0]["params"]) != len(holders):
-            other = next(
-                (n for n, h in zip(group["param_names"], holders, strict=True) if h is not holders[0]), None
-            )
+            other = next((n for n, h in zip(group["param_names"], holders, strict=True) if h is not holders[0]), None)
             reason = (
                 f"{group['param_names'][0]} and {other} share a group here and not there"
                 if other

@@ -81,12 +81,10 @@ def _explain(arguments: list[str]) -> int:
     parser.add_argument("--plan", default="symmetry", help=f"one of {', '.join(plans.names())}")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight_decay", type=float, default=0.1)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the model's config"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the model's config")
     options = parser.parse_args(arguments)
     try:
-        from orthoopt.recipes.models import build_meta_model
+        from orthoopt.recipes.meta import build_meta_model
     except ModuleNotFoundError as error:
         print(f"orthoopt: {error.name} is not installed; pip install 'orthoopt[recipes]'", file=sys.stderr)
         return 1

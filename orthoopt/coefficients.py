@@ -68,9 +68,7 @@ _POLAR_EXPRESS_B_LONG: tuple[Triple, ...] = (
 
 def _with_safety(rows: tuple[Triple, ...], safety: float) -> tuple[Triple, ...]:
     """Divide as (a/ς, b/ς³, c/ς⁵), all but the fixed point, so that inputs up to ς stay inside the map's interval."""
-    return tuple(
-        r if r == _FIXED_POINT else (r[0] / safety, r[1] / safety**3, r[2] / safety**5) for r in rows
-    )
+    return tuple(r if r == _FIXED_POINT else (r[0] / safety, r[1] / safety**3, r[2] / safety**5) for r in rows)
 
 
 TABLES: dict[str, Table] = {
@@ -144,9 +142,7 @@ TABLES: dict[str, Table] = {
         (*((3.4445, -4.7750, 2.0315),) * 8, *((2.0, -1.5, 0.5),) * 2), "via NVIDIA-NeMo/Emerging-Optimizers"
     ),
     # max f on [0, 1] exceeds this map's repelling fixed point: from the sixth step on it diverges.
-    "root_2048x2048": Table(
-        ((3.4916, -4.8224, 2.1095),), "arXiv 2511.20626; noah-research ROOT", max_steps=5
-    ),
+    "root_2048x2048": Table(((3.4916, -4.8224, 2.1095),), "arXiv 2511.20626; noah-research ROOT", max_steps=5),
     "root_2048x3072": Table(((3.4509, -4.5790, 1.9325),), "arXiv 2511.20626; noah-research ROOT"),
     "root_2048x8192": Table(((2.9794, -3.6674, 1.6207),), "arXiv 2511.20626; noah-research ROOT"),
     "root_2048x16384": Table(((3.1943, -3.8221, 1.5322),), "arXiv 2511.20626; noah-research ROOT"),
@@ -196,7 +192,7 @@ def resolve_coefficients(coefficients: str | Triple | Sequence[Triple], steps: i
         rows = (rows,)
     checked: list[Triple] = []
     for row in rows:
-        if isinstance(row, int | float) or isinstance(row, str) or len(row) != 3:
+        if isinstance(row, int | float | str) or len(row) != 3:
             raise ValueError(
                 f"coefficients must be a table's name, one (a, b, c) or several, got {coefficients!r}; "
                 f"known tables: {', '.join(names())}"

@@ -16,7 +16,7 @@ from orthoopt.views import parse_view
 Params: TypeAlias = nn.Module | Iterable[tuple[str, Tensor]] | Iterable[Tensor]
 Overrides: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]] | Mapping[str, Mapping[str, Any]]
 
-_ROLE_ORDER = {role: place for place, role in enumerate((*plans.MATRIX_ROLES, *ROLES))}
+_ROLE_ORDER = {role: place for place, role in enumerate(dict.fromkeys((*plans.MATRIX_ROLES, *ROLES)))}
 
 
 class Assignment(NamedTuple):
@@ -48,8 +48,8 @@ def param_groups(
         plan: a ready plan's name (``orthoopt.plans.names()``), or role -> entry.
         lr: learning rate; a plan's multipliers land in each group's ``lr``.
         weight_decay: for the roles whose plan entry has none of its own.
-        overrides: (pattern, entry) pairs or a dict, tried in order before the plan; ``re.search`` on the name, the first match
-            wins. An entry may hold ``rule``, its options, ``lr_multiplier``, ``lr``, ``weight_decay``, ``scale``,
+        overrides: (pattern, entry) pairs or a dict, tried in order before the plan; ``re.search`` on the name, the
+            first match wins. An entry may hold ``rule``, its options, ``lr_multiplier``, ``lr``, ``weight_decay``, ``scale``,
             ``role`` and ``view``; what it leaves out comes from the plan while the rule stays the same.
         options: given to every entry whose rule has them, such as ``{"momentum": 0.9}``.
 
@@ -85,15 +85,12 @@ def assign(
         entries = plans.with_options(entries, options)
     classified = classify(params)
     if not classified:
-        raise ValueError(
-            "no trainable parameters: the model is frozen or the iterable of parameters is empty"
-        )
+        raise ValueError("no trainable parameters: the model is frozen or the iterable of parameters is empty")
     if classified[0].name is None:
         _warn_of_bare_parameters(classified)
     changes = _match_overrides(classified, overrides)
     return [
-        _assignment(item, entries, change, lr, weight_decay)
-        for item, change in zip(classified, changes, strict=True)
+        _assignment(item, entries, change, lr, weight_decay) for item, change in zip(classified, changes, strict=True)
     ]
 
 
@@ -130,18 +127,13 @@ def _match_overrides(
     if not pairs:
         return [None] * len(classified)
     if classified[0].name is None:
-        raise ValueError(
-            "overrides match names, and these parameters have none: pass the model or named_parameters()"
-        )
+        raise ValueError("overrides match names, and these parameters have none: pass the model or named_parameters()")
     names = [str(item.name) for item in classified]
     for pattern, _ in pairs:
         if not any(re.search(pattern, name) for name in names):
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise ValueError(f"override pattern {pattern!r} matches no parameter; names: {shown}")
-    return [
-        next(((pattern, entry) for pattern, entry in pairs if re.search(pattern, name)), None)
-        for name in names
-    ]
+    return [next(((pattern, entry) for pattern, entry in pairs if re.search(pattern, name)), None) for name in names]
 
 
 _warned_of_bare_parameters = False

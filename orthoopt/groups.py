@@ -99,9 +99,7 @@ def _named(params: Any, names: Any, where: str) -> list[tuple[str | None, Tensor
     for entry in entries:
         name, tensor = entry if isinstance(entry, tuple | list) and len(entry) == 2 else (None, entry)
         if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"{where}: params must be tensors or (name, tensor) pairs, got {type(entry).__name__}"
-            )
+            raise TypeError(f"{where}: params must be tensors or (name, tensor) pairs, got {type(entry).__name__}")
         pairs.append((name, tensor))
     if len({name is None for name, _ in pairs}) > 1:
         raise ValueError(f"{where}: all params of a group must have names, or none of them")

@@ -71,9 +71,7 @@ class Muon(OrthoOpt):
         if adjust_lr_fn is not None:
             known = {"original": "shape_scaling", "match_rms_adamw": "match_rms_adamw"}
             if adjust_lr_fn not in known:
-                raise ValueError(
-                    f"adjust_lr_fn={adjust_lr_fn!r} must be None or one of {', '.join(map(repr, known))}"
-                )
+                raise ValueError(f"adjust_lr_fn={adjust_lr_fn!r} must be None or one of {', '.join(map(repr, known))}")
             scale = known[adjust_lr_fn]
         options = {
             "momentum": momentum, "nesterov": nesterov, "ns_coefficients": ns_coefficients, "ns_steps": ns_steps,
@@ -187,20 +185,14 @@ def groups_from(
     Groups that have a ``rule`` stay as they are; others are routed by names or shapes, with their own lr and decay.
     """
     if isinstance(params, nn.Module):
-        return param_groups(
-            params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options
-        )
+        return param_groups(params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
     if isinstance(params, Tensor):
-        raise TypeError(
-            "params must be a model, an iterable of parameters or param groups, got a single Tensor"
-        )
+        raise TypeError("params must be a model, an iterable of parameters or param groups, got a single Tensor")
     entries: list[Any] = list(params)
     if not entries:
         raise ValueError("optimizer got an empty parameter list")
     if not isinstance(entries[0], Mapping):
-        return param_groups(
-            entries, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options
-        )
+        return param_groups(entries, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
     groups: list[dict[str, Any]] = []
     for group in entries:
         if "rule" in group:

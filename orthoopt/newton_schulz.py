@@ -65,7 +65,7 @@ def newton_schulz(
     x = normalize(x.mT if tall else x, table.kappa).to(dtype or iteration_dtype(x))
     gram = kernels.gram(x)
     if table.start == "aol":
-        # Almost-orthogonal rescaling (arXiv 2512.04632): rows by (Σⱼ|Aᵢⱼ|)^-½ bound ‖X‖₂ by one; the Gram matrix is reused.
+        # Almost-orthogonal rescaling (arXiv 2512.04632): rows scaled by (Σⱼ|Aᵢⱼ|)^-½ bound ‖X‖₂ by one.
         row_sums = gram.abs().sum(-1, keepdim=True)
         scale = torch.where(row_sums > 0, row_sums, 1).rsqrt()
         x, gram = x * scale, gram * scale * scale.mT

@@ -40,6 +40,4 @@ def finite_gate(grads: Sequence[Tensor]) -> Tensor:
 
 def without_nonfinite(grads: Sequence[Tensor], gate: Tensor) -> list[Tensor]:
     """New tensors: the gradients where ``gate`` is 1, zeros where it is 0 (a product would keep the NaNs)."""
-    return [
-        torch.where(gate > 0, grad, torch.zeros((), dtype=grad.dtype, device=grad.device)) for grad in grads
-    ]
+    return [torch.where(gate > 0, grad, torch.zeros((), dtype=grad.dtype, device=grad.device)) for grad in grads]

@@ -182,8 +182,7 @@ class OrthoOpt(Optimizer):
         """Move state, decay, and apply an elementwise rule; returns the matrices still to be directed."""
         group, rule, options = part.group, part.rule, part.options
         states = [
-            self._state_of(param, master, rule, group)
-            for param, master in zip(part.params, masters, strict=True)
+            self._state_of(param, master, rule, group) for param, master in zip(part.params, masters, strict=True)
         ]
         grads = [_computed(grad) for grad in part.grads]
         if gate is not None:
@@ -234,7 +233,7 @@ class OrthoOpt(Optimizer):
 
 
 def _computed(tensor: Tensor) -> Tensor:
-    """The tensor in the dtype of state and arithmetic: float32, or float64 if it is that; itself if it is so already."""
+    """The tensor in the dtype of state and arithmetic, float32 or float64; itself if it is so already."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

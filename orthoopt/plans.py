@@ -84,9 +84,7 @@ def get(plan: str | Mapping[str, Mapping[str, Any]]) -> Plan:
     complete = copy.deepcopy(PLANS["adamw"])
     for role, entry in plan.items():
         if role not in ROLES:
-            raise ValueError(
-                f"unknown role {role!r} in the plan{_near(role, ROLES)} Roles: {', '.join(ROLES)}"
-            )
+            raise ValueError(f"unknown role {role!r} in the plan{_near(role, ROLES)} Roles: {', '.join(ROLES)}")
         complete[role] = check_entry(entry, f"role {role!r} of the plan")
     return complete
 
@@ -122,9 +120,7 @@ def with_options(plan: Plan, options: Mapping[str, Any]) -> Plan:
     for name in options:
         if name not in taken:
             known = {o for entry in plan.values() for o in rules.get(entry["rule"]).defaults} | {"scale"}
-            raise TypeError(
-                f"no rule of the plan has an option {name!r}{_near(name, known)} Options: {sorted(known)}"
-            )
+            raise TypeError(f"no rule of the plan has an option {name!r}{_near(name, known)} Options: {sorted(known)}")
     return changed
 
 

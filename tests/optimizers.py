@@ -14,9 +14,7 @@ SHAPES = {"wide": (4, 9), "tall": (9, 4), "wide_too": (4, 9), "stack": (3, 5, 2)
 
 def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, nn.Parameter]:
     source = torch.Generator().manual_seed(seed)
-    return {
-        name: nn.Parameter(torch.randn(shape, generator=source).to(dtype)) for name, shape in SHAPES.items()
-    }
+    return {name: nn.Parameter(torch.randn(shape, generator=source).to(dtype)) for name, shape in SHAPES.items()}
 
 
 def groups_of(rule: str, params: dict[str, nn.Parameter], **options: Any) -> list[dict[str, Any]]:

@@ -40,9 +40,7 @@ Condition = Callable[[Rule, dict[str, Any]], bool]
 
 
 @st.composite
-def rules_and_options(
-    draw: st.DrawFn, where: Condition = lambda rule, options: True
-) -> tuple[Rule, dict[str, Any]]:
+def rules_and_options(draw: st.DrawFn, where: Condition = lambda rule, options: True) -> tuple[Rule, dict[str, Any]]:
     """A registered rule and options of it for which ``where`` holds."""
     known = {}
     for rule in map(rules.get, rules.names()):

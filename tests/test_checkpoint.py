@@ -145,9 +145,12 @@ def test_hooks_of_others_still_run_around_loading() -> None:
     optimizer = optimizer_of("adamw", params)
     run(optimizer, params, 0, 1)
     seen = []
-    optimizer.register_load_state_dict_pre_hook(
-        lambda _, state_dict: {**state_dict, "state": {k: {**v, "step": torch.tensor(9.0)} for k, v in state_dict["state"].items()}}
-    )  # fmt: skip
+
+    def nine_steps(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+        state = {key: {**value, "step": torch.tensor(9.0)} for key, value in state_dict["state"].items()}
+        return {**state_dict, "state": state}
+
+    optimizer.register_load_state_dict_pre_hook(nine_steps)
     optimizer.register_load_state_dict_post_hook(lambda _: seen.append("after"))
     optimizer.load_state_dict(optimizer.state_dict())
     assert seen == ["after"] and optimizer.state[params["wide"]]["step"] == 9

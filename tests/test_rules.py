@@ -157,11 +157,7 @@ def test_the_promised_symmetry_holds(
 def test_the_symmetry_that_a_rule_breaks_is_broken(drawn: Drawn, seed: int) -> None:
     rule, options = drawn
     x = matrix(8, 12, "gaussian", seed)
-    x = (
-        x
-        * torch.logspace(0, -1, 8, dtype=torch.float64)[:, None]
-        * torch.logspace(0, -1, 12, dtype=torch.float64)
-    )
+    x = x * torch.logspace(0, -1, 8, dtype=torch.float64)[:, None] * torch.logspace(0, -1, 12, dtype=torch.float64)
     for side, group in rule.equivariance(options).breaks:
         left = group_element(group if side == "left" else "none", 8, seed + 1)
         right = group_element(group if side == "right" else "none", 12, seed + 2)

@@ -135,9 +135,7 @@ class Rule:
         for name in self.defaults:
             value, allowed = options[name], self.hints[name]
             if not _matches(value, allowed):
-                raise ValueError(
-                    f"option {name}={value!r} of rule {self.name!r}{place} must be {_spell(allowed)}"
-                )
+                raise ValueError(f"option {name}={value!r} of rule {self.name!r}{place} must be {_spell(allowed)}")
         try:
             self.check(options)
         except ValueError as error:
@@ -247,9 +245,7 @@ def init_momentum(param: Tensor, options: Options) -> State:
     return {"momentum_buffer": torch.zeros_like(param, memory_format=torch.preserve_format)}
 
 
-def accumulate_momentum(
-    grads: Sequence[Tensor], states: Sequence[State], options: Options, gate: Gate
-) -> Signal:
+def accumulate_momentum(grads: Sequence[Tensor], states: Sequence[State], options: Options, gate: Gate) -> Signal:
     """B ← βB + (1−β)G (``ema``) or B ← βB + G (``heavy_ball``); returns B, or the Nesterov blend of G and B."""
     beta = options["momentum"]
     buffers = [state["momentum_buffer"] for state in states]

@@ -51,7 +51,5 @@ def _equivariance(options: Options) -> Equivariance:
 
 
 spectral = register(
-    momentum_rule(
-        "spectral", spectral_direction, rms=_rms, equivariance=_equivariance, transposable=True, check=_check
-    )
+    momentum_rule("spectral", spectral_direction, rms=_rms, equivariance=_equivariance, transposable=True, check=_check)
 )

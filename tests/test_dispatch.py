@@ -1,0 +1,160 @@
+"""The dispatcher: every trainable parameter in exactly one group, plans and overrides as written, errors by name."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import models
+import pytest
+import torch
+from torch import nn
+
+import orthoopt.dispatch
+from orthoopt import OrthoOpt, param_groups, plans, rules
+from orthoopt.dispatch import assign
+from orthoopt.roles import ROLES
+
+BUILDERS = (models.llama, models.qwen3, models.gemma3, models.gpt2, models.olmoe, models.gpt_oss)
+
+
+@pytest.mark.parametrize("plan", plans.names())
+@pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
+def test_every_trainable_parameter_is_in_exactly_one_group_and_can_step(build: Any, plan: str) -> None:
+    model = build(device="cpu")
+    first = next(model.parameters())
+    first.requires_grad_(False)
+    groups = param_groups(model, plan)
+    names = [name for group in groups for name, _ in group["params"]]
+    assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+    optimizer = OrthoOpt(groups)
+    for param in model.parameters():
+        param.grad = torch.randn_like(param)
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    optimizer.step()
+    for name, param in model.named_parameters():
+        assert torch.equal(param, before[name]) is (not param.requires_grad), name
+        assert param.isfinite().all(), name
+
+
+@pytest.mark.parametrize("plan", plans.names())
+def test_plans_cover_every_role_with_valid_entries(plan: str) -> None:
+    entries = plans.get(plan)
+    assert set(entries) == set(ROLES)
+    for role, entry in entries.items():
+        plans.check_entry(entry, role)
+    assert entries["vector"] == {"rule": "adamw", "weight_decay": 0.0}
+    assert rules.get(entries["unknown"]["rule"]).name == "adamw"
+
+
+def test_matrices_come_first_and_multipliers_land_in_lr() -> None:
+    groups = param_groups(models.qwen3(), "symmetry", lr=0.01, weight_decay=0.3)
+    assert groups[0]["rule"] == "spectral" and groups[0]["lr"] == 0.01 and groups[0]["weight_decay"] == 0.3
+    by_role = {group["role"]: group for group in groups}
+    multiplier = plans.get("symmetry")["embedding"]["lr_multiplier"]
+    assert by_role["embedding"]["lr"] == pytest.approx(0.01 * multiplier)
+    assert by_role["embedding"]["rule"] == by_role["lm_head"]["rule"] == "row_norm"
+    assert by_role["embedding"]["centre"] == "none" and by_role["lm_head"]["centre"] == "both"
+    assert by_role["lm_head"]["weight_decay"] == by_role["vector"]["weight_decay"] == 0.0
+
+
+def test_a_tied_embedding_and_routers_are_never_centred() -> None:
+    for build in (models.gpt2, models.gemma3, models.gpt_oss):
+        for group in param_groups(build(), "symmetry"):
+            if group["role"] in ("tied_embedding", "router"):
+                assert group["rule"] == "row_norm" and group["centre"] == "none"
+
+
+def test_a_tensor_lr_stays_the_same_tensor() -> None:
+    lr = torch.tensor(0.01)
+    groups = param_groups(models.qwen3(), "adamw", lr=lr)
+    assert all(group["lr"] is lr for group in groups)
+
+
+def test_overrides_change_rule_options_rate_and_view_first_match_wins() -> None:
+    groups = param_groups(
+        models.qwen3(),
+        lr=0.01,
+        overrides=[
+            (r"layers\.0\.self_attn\.q_proj", {"ns_steps": 3}),
+            (r"self_attn\.q_proj", {"rule": "row_norm", "lr_multiplier": 2.0, "weight_decay": 0.5}),
+            (r"lm_head", {"rule": "adamw", "lr": 0.5}),
+            (r"layers\.1\.self_attn\.k_proj", {"view": "heads(2)"}),
+        ],
+    )
+    found = {name: group for group in groups for name, _ in group["params"]}
+    first = found["model.layers.0.self_attn.q_proj.weight"]
+    assert first["rule"] == "spectral" and first["ns_steps"] == 3 and first["lr"] == 0.01
+    second = found["model.layers.1.self_attn.q_proj.weight"]
+    assert (second["rule"], second["lr"], second["weight_decay"]) == ("row_norm", 0.02, 0.5)
+    assert found["lm_head.weight"]["rule"] == "adamw" and found["lm_head.weight"]["lr"] == 0.5
+    assert "centre" not in found["lm_head.weight"]
+    assert found["model.layers.1.self_attn.k_proj.weight"]["view"] == "heads(2)"
+    (assignment,) = [a for a in assign(models.qwen3(), overrides={"lm_head": {"rule": "adamw"}}) if a.role == "lm_head"]
+    assert "override 'lm_head'" in assignment.reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"plan": "symetry"}, ValueError, "did you mean 'symmetry'"),
+        ({"plan": {"embeding": {"rule": "adamw"}}}, ValueError, "did you mean 'embedding'"),
+        ({"plan": {"hidden": {"rule": "spectral", "ns_step": 3}}}, TypeError, "did you mean 'ns_steps'"),
+        ({"plan": {"hidden": {"ns_steps": 3}}}, ValueError, "'hidden'.* has no 'rule'"),
+        (
+            {"overrides": [("nothing", {"rule": "adamw"})]},
+            ValueError,
+            "'nothing' matches no parameter; names: model",
+        ),
+        ({"overrides": [("lm_head", {"rule": "adam"})]}, ValueError, "did you mean 'adamw'"),
+        (
+            {"overrides": [("lm_head", {"centred": True})]},
+            TypeError,
+            "override 'lm_head'.*did you mean 'centre'",
+        ),
+        ({"overrides": [("lm_head", {"role": "head"})]}, ValueError, "unknown role 'head'"),
+        ({"options": {"momentun": 0.9}}, TypeError, "did you mean 'momentum'"),
+    ],
+)
+def test_bad_plans_and_overrides_are_named(arguments: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        param_groups(models.qwen3(), **arguments)
+
+
+def test_a_users_plan_fills_the_roles_it_leaves_out_with_adamw() -> None:
+    groups = param_groups(models.qwen3(), {"attention": {"rule": "spectral", "scale": "none"}})
+    assert {(group["role"], group["rule"]) for group in groups} >= {
+        ("attention", "spectral"),
+        ("mlp_in", "adamw"),
+    }
+    assert groups[0]["scale"] == "none"
+
+
+def test_a_frozen_model_is_an_error() -> None:
+    model = nn.Linear(3, 3).requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        param_groups(model)
+
+
+def test_bare_parameters_warn_once_about_what_cannot_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orthoopt.dispatch, "_warned_of_bare_parameters", False)
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    with pytest.warns(UserWarning, match="2 of 6 are treated as hidden matrices"):
+        param_groups(model.parameters(), "muon")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        groups = param_groups(model.parameters(), "muon")
+    assert all(isinstance(param, nn.Parameter) for group in groups for param in group["params"])
+    with pytest.raises(ValueError, match="overrides match names"):
+        param_groups(model.parameters(), overrides=[("x", {"rule": "adamw"})])
+
+
+def test_matrix_roles_come_first_and_order_inside_groups_is_the_models() -> None:
+    model = models.gpt2()
+    place = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+    groups = param_groups(model)
+    for group in groups:
+        places = [place[name] for name, _ in group["params"]]
+        assert places == sorted(places)
+    matrix = [group["role"] in plans.MATRIX_ROLES for group in groups]
+    assert matrix == sorted(matrix, reverse=True) and matrix[0]
