@@ -88,16 +88,13 @@ class RunArguments:
     )
     overrides: dict[str, dict[str, Any]] | str | None = _option(
         None,
-        "Name pattern to options, looked at before the plan, as JSON or YAML: "
-        '{"lm_head": {"rule": "adamw"}}.',
+        'Name pattern to options, looked at before the plan, as JSON or YAML: {"lm_head": {"rule": "adamw"}}.',
     )
     decay_fraction: float = _option(
         0.5,
         "With warmup_stable_decay: the share of the steps in which the learning rate falls linearly to 0.",
     )
-    log_update_norms: bool = _option(
-        True, "Log the norm of each role's update; copies the parameters to do so."
-    )
+    log_update_norms: bool = _option(True, "Log the norm of each role's update; copies the parameters to do so.")
     generate_sample: bool = _option(True, "Write a text sample at the end.")
     sample_prompt: str = _option("def ", "What the sample continues.")
     save_final: bool = _option(True, "Save the final model and tokenizer under OUTPUT_DIR/model.")
@@ -194,9 +191,7 @@ def read_config(name: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise RecipeError(f"config {name!r} is not YAML: {error}") from error
     if not isinstance(settings, dict):
-        raise RecipeError(
-            f"config {name!r} must be a mapping of option to value, got {type(settings).__name__}"
-        )
+        raise RecipeError(f"config {name!r} must be a mapping of option to value, got {type(settings).__name__}")
     known = [item.name for group in _GROUPS for item in dataclasses.fields(group) if item.init]
     for key in settings:
         if key not in known:
@@ -214,9 +209,7 @@ def parse_mapping(value: Mapping[str, Any] | str | None, option: str) -> dict[st
         try:
             value = json.loads(text) if text.startswith("{") else _pairs(text)
         except ValueError as error:
-            raise RecipeError(
-                f"--{option} must be JSON or key=value,key=value, got {value!r} ({error})"
-            ) from error
+            raise RecipeError(f"--{option} must be JSON or key=value,key=value, got {value!r} ({error})") from error
     if value is not None and not isinstance(value, Mapping):
         raise RecipeError(f"--{option} must be a mapping, got {value!r}")
     return {str(key): _number(item) for key, item in (value or {}).items()}
@@ -270,9 +263,7 @@ def _learning_rate(run: RunArguments, training: PretrainArguments) -> float:
 def _check(data: DataArguments, run: RunArguments, training: PretrainArguments) -> None:
     """Check what the parser cannot."""
     if run.plan not in plans.names():
-        raise RecipeError(
-            f"--plan {run.plan!r} is not one of {plans.names()}{nearest(run.plan, plans.names())}"
-        )
+        raise RecipeError(f"--plan {run.plan!r} is not one of {plans.names()}{nearest(run.plan, plans.names())}")
     for option, low in (("block_size", 2), ("eval_blocks", 1), ("vocab_size", 257)):
         if getattr(data, option) < low:
             raise RecipeError(f"--{option} must be at least {low}, got {getattr(data, option)}")

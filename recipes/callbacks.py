@@ -115,13 +115,9 @@ class Progress(TrainerCallback):
     ) -> None:
         """Open the bar where the run starts or resumes."""
         if state.is_world_process_zero and self.wants_bar:
-            self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True
-            )
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advance the bar."""
         if self._bar is not None:
             self._bar.update(1)

@@ -92,9 +92,7 @@ def stdlib_corpus(fraction: float) -> Corpus:
     files = [path for path in root.rglob("*.py") if not _NOT_SOURCE & set(path.relative_to(root).parts)]
     # The build's own configuration (compiler flags, paths) differs between machines of one release.
     # The manual, generated into one file larger than any other three, would outweigh all else held out.
-    files = [
-        path for path in files if not path.name.startswith("_sysconfigdata") and path.name != "topics.py"
-    ]
+    files = [path for path in files if not path.name.startswith("_sysconfigdata") and path.name != "topics.py"]
     return _from_files("builtin:stdlib", root, files, fraction, python=platform.python_version())
 
 
@@ -102,9 +100,7 @@ def text_corpus(path: Path, fraction: float) -> Corpus:
     """One text file, its last part held out, or every UTF-8 file under a folder that is not hidden."""
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file()]
-        files = [
-            file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)
-        ]
+        files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         return _from_files(f"text:{path.name}", path, files, fraction)
     if not path.is_file():
         raise RecipeError(f"--data text:{path}: there is no such file or folder")
@@ -132,9 +128,7 @@ def hold_out(keys: Sequence[str], fraction: float) -> list[bool]:
     return [value < fraction or value == min(shares) for value in shares]
 
 
-def _from_files(
-    name: str, root: Path, files: list[Path], fraction: float, python: str | None = None
-) -> Corpus:
+def _from_files(name: str, root: Path, files: list[Path], fraction: float, python: str | None = None) -> Corpus:
     digest, names, texts, size = hashlib.sha256(), [], [], 0
     for path in sorted(files, key=lambda file: file.relative_to(root).as_posix()):
         text = _read(path)
@@ -147,9 +141,7 @@ def _from_files(
         digest.update(f"{names[-1]}\0{len(data)}\0".encode())
         digest.update(data)
     if len(texts) < 2:
-        raise RecipeError(
-            f"--data {name}: found {len(texts)} UTF-8 text files under {root}, at least 2 are needed"
-        )
+        raise RecipeError(f"--data {name}: found {len(texts)} UTF-8 text files under {root}, at least 2 are needed")
     held = hold_out(names, fraction)
     info = CorpusInfo(name, digest.hexdigest(), len(texts), size, python)
     return Corpus(info, list(_pick(texts, held, False)), list(_pick(texts, held, True)))
@@ -174,9 +166,7 @@ def _dataset_files(path: Path) -> list[Path]:
         return [path]
     if path.suffix in _DATASET_SUFFIXES:
         raise RecipeError(f"--data {path}: there is no such file")
-    files = (
-        sorted(file for file in path.rglob("*") if file.suffix in _DATASET_SUFFIXES) if path.is_dir() else []
-    )
+    files = sorted(file for file in path.rglob("*") if file.suffix in _DATASET_SUFFIXES) if path.is_dir() else []
     if len({_DATASET_SUFFIXES[file.suffix] for file in files}) > 1:
         raise RecipeError(f"--data {path}: holds JSON and Parquet files; name one kind, or use text:{path}")
     return files

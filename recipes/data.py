@@ -60,8 +60,8 @@ class TokenBlocks(Dataset[dict[str, Tensor]]):
 class ValidationBlocks(Dataset[dict[str, Tensor]]):
     """A fixed set of held-out blocks, spread evenly over the held-out documents.
 
-    The first token of a block is context: `scored_tokens` and `scored_bytes` count all the others. There are at
-    most `limit` blocks, and a multiple of `shares`, the processes among which they are divided.
+    The first token of a block is context: `scored_tokens` and `scored_bytes` count all the others. There are
+    at most `limit` blocks, and a multiple of `shares`, the processes among which they are divided.
     """
 
     def __init__(
@@ -70,13 +70,9 @@ class ValidationBlocks(Dataset[dict[str, Tensor]]):
         blocks = len(tokens) // block_size
         count = min(limit, blocks) // shares * shares
         if not count:
-            raise RecipeError(
-                f"{min(limit, blocks)} held-out blocks cannot be divided among {shares} processes"
-            )
+            raise RecipeError(f"{min(limit, blocks)} held-out blocks cannot be divided among {shares} processes")
         chosen = np.arange(count) * blocks // count
-        self.blocks = np.stack([tokens[i * block_size : (i + 1) * block_size] for i in chosen]).astype(
-            np.int64
-        )
+        self.blocks = np.stack([tokens[i * block_size : (i + 1) * block_size] for i in chosen]).astype(np.int64)
         scored = np.stack([token_bytes[i * block_size + 1 : (i + 1) * block_size] for i in chosen])
         self.scored_tokens = int(scored.size)
         self.scored_bytes = int(scored.sum())
@@ -141,9 +137,7 @@ def prepare_data(
     Raises `RecipeError` when training or held-out text fills no block of `block_size` tokens.
     """
     if corpus.streaming:
-        held = list(
-            _take_tokens(encode(corpus.validation, tokenizer, count_bytes=True), block_size * eval_blocks)
-        )
+        held = list(_take_tokens(encode(corpus.validation, tokenizer, count_bytes=True), block_size * eval_blocks))
         tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids, _ in held])
         sizes = np.concatenate([size for _, size in held if size is not None])
         _check_length("held-out", len(tokens), block_size)
@@ -163,9 +157,7 @@ def encoded(
 
     They are written on first use, kept under the corpus's digest and split and the tokenizer's own text.
     """
-    key = json.dumps(
-        [_FORMAT, corpus.info.digest, _split_digest(corpus), tokenizer.backend_tokenizer.to_str()]
-    )
+    key = json.dumps([_FORMAT, corpus.info.digest, _split_digest(corpus), tokenizer.backend_tokenizer.to_str()])
     folder = cache / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:24]
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
     if not folder.is_dir():
@@ -206,9 +198,7 @@ def encode(
     iterator = iter(documents)
     while texts := list(islice(iterator, _ENCODE_BATCH)):
         if count_bytes:
-            for text, encoding in zip(
-                texts, backend.encode_batch(texts, add_special_tokens=False), strict=True
-            ):
+            for text, encoding in zip(texts, backend.encode_batch(texts, add_special_tokens=False), strict=True):
                 size = np.append(token_bytes(text, encoding), [0] * len(end))
                 yield encoding.ids + end, size
         else:

@@ -40,9 +40,7 @@ def dataset_corpus(arguments: DataArguments, files: list[Path], *, seed: int) ->
     try:
         import datasets
     except ImportError as error:
-        raise RecipeError(
-            f"--data {arguments.data} needs the `datasets` package: pip install datasets"
-        ) from error
+        raise RecipeError(f"--data {arguments.data} needs the `datasets` package: pip install datasets") from error
     try:
         if files:
             kind = "parquet" if files[0].suffix == ".parquet" else "json"
@@ -52,9 +50,7 @@ def dataset_corpus(arguments: DataArguments, files: list[Path], *, seed: int) ->
                 streaming=arguments.streaming,
             )
         else:
-            splits = datasets.load_dataset(
-                arguments.data, arguments.data_config, streaming=arguments.streaming
-            )
+            splits = datasets.load_dataset(arguments.data, arguments.data_config, streaming=arguments.streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(f"--data {arguments.data}: cannot be loaded: {reason}") from error
@@ -64,19 +60,13 @@ def dataset_corpus(arguments: DataArguments, files: list[Path], *, seed: int) ->
         (name for name in ("validation", "test") if name in splits and name != arguments.data_split), None
     )
     validation = None if held_name is None else _split(splits, held_name, "validation_split")
-    name = (
-        Path(arguments.data).name
-        if files
-        else "/".join(filter(None, (arguments.data, arguments.data_config)))
-    )
+    name = Path(arguments.data).name if files else "/".join(filter(None, (arguments.data, arguments.data_config)))
     if arguments.streaming:
         return _stream(name, train, validation, arguments.text_column, seed)
     return _table(name, train, validation, arguments)
 
 
-def _table(
-    name: str, train: datasets.Dataset, validation: datasets.Dataset | None, arguments: DataArguments
-) -> Corpus:
+def _table(name: str, train: datasets.Dataset, validation: datasets.Dataset | None, arguments: DataArguments) -> Corpus:
     column = arguments.text_column
     digest, keys, size = hashlib.sha256(), [], 0
     for text in _all_rows(train, column):
@@ -130,6 +120,4 @@ def _check_column(rows: Any, column: str) -> None:
     if columns is None:  # a stream may not know its columns before its first row
         columns = [key for row in islice(rows, 1) for key in row]
     if column not in columns:
-        raise RecipeError(
-            f"--text_column {column!r} is not one of {sorted(columns)}{nearest(column, columns)}"
-        )
+        raise RecipeError(f"--text_column {column!r} is not one of {sorted(columns)}{nearest(column, columns)}")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -23,7 +21,6 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from orthoopt.recipes.arguments import parse_mapping
 from orthoopt.recipes.errors import RecipeError, nearest
 
 
@@ -49,8 +46,7 @@ def load_config(name: str) -> PretrainedConfig:
     classes = [*CONFIG_MAPPING_NAMES.values(), *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()]
     known = [*CONFIG_MAPPING_NAMES, *(item for item in classes if isinstance(item, str))]
     raise RecipeError(
-        f"--model {name!r} is no file, no class of transformers, no model type and no Hub name"
-        f"{nearest(name, known)}"
+        f"--model {name!r} is no file, no class of transformers, no model type and no Hub name{nearest(name, known)}"
     )
 
 
@@ -63,9 +59,7 @@ def build_model(
     """
     config = load_config(name)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise RecipeError(
-            f"--model {name!r}: transformers has no causal language model for {type(config).__name__}"
-        )
+        raise RecipeError(f"--model {name!r}: transformers has no causal language model for {type(config).__name__}")
     config = _rebuilt(config, _changed(config, overrides) | _fitted(config, overrides, tokenizer, block_size))
     transformers.set_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
@@ -77,24 +71,9 @@ def build_model(
     return model
 
 
-def build_meta_model(name: str, settings: Sequence[str] = ()) -> PreTrainedModel:
-    """The model `name` stands for, without memory for its weights.
-
-    `settings` are `KEY=VALUE` changes of its config. A model class is built as such; a config, type, path or
-    Hub name as its causal language model, or without one as its bare model. Raises `RecipeError` as
-    `build_model` does.
-    """
-    config = load_config(name)
-    overrides = parse_mapping(",".join(settings), "set")
-    if overrides:
-        config = _rebuilt(config, _changed(config, overrides))
-    found = getattr(transformers, name, None) if name.isidentifier() else None
-    with torch.device("meta"):
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
-            return found(config)
-        return (
-            AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
-        ).from_config(config)
+def changed_config(config: PretrainedConfig, overrides: Mapping[str, Any]) -> PretrainedConfig:
+    """The config with other values; those that follow from them follow. Raises `RecipeError` for unknown keys."""
+    return _rebuilt(config, _changed(config, overrides)) if overrides else config
 
 
 def _changed(config: PretrainedConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +84,7 @@ def _changed(config: PretrainedConfig, overrides: Mapping[str, Any]) -> dict[str
     own = set(defaults) | set(config.attribute_map)
     for key in overrides:
         if key not in own:
-            raise RecipeError(f"--model_overrides: {type(config).__name__} has no {key!r}{nearest(key, own)}")
+            raise RecipeError(f"{type(config).__name__} has no {key!r}{nearest(key, own)}")
     for key in config.attribute_map:  # n_embd and hidden_size are one value: keep the one that was given
         values.pop(key, None)
     if "num_hidden_layers" in overrides:
@@ -119,7 +98,7 @@ def _rebuilt(config: PretrainedConfig, values: Mapping[str, Any]) -> PretrainedC
         return type(config)(**values)
     except (TypeError, ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise RecipeError(f"--model_overrides: {type(config).__name__} refuses them: {reason}") from error
+        raise RecipeError(f"{type(config).__name__} refuses these values: {reason}") from error
 
 
 def _fitted(
@@ -151,6 +130,4 @@ def _pretrained_config(source: str | Path, name: str) -> PretrainedConfig:
             return AutoConfig.for_model(**json.loads(source.read_text(encoding="utf-8")))
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError, TypeError) as error:
-        raise RecipeError(
-            f"--model {name}: cannot be loaded: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise RecipeError(f"--model {name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error

@@ -150,9 +150,7 @@ def _check_same_run(place: folders.Place, run: dict[str, Any]) -> None:
     earlier = report.read_json(place.checkpoint.parent / report.RUN)
     for key in ("plan", "model", "parameters", "corpus"):
         if earlier is not None and earlier.get(key) != run[key]:
-            raise RecipeError(
-                f"{place.checkpoint} was made with {key} {earlier.get(key)!r}, this run has {run[key]!r}"
-            )
+            raise RecipeError(f"{place.checkpoint} was made with {key} {earlier.get(key)!r}, this run has {run[key]!r}")
 
 
 def _metrics_log(place: folders.Place, steps: int, clock: TrainingClock) -> report.MetricsLog:

@@ -108,9 +108,7 @@ def header(run: dict[str, Any], arguments: Arguments, place: Place, steps: int) 
     tokens = "stream" if run["train_tokens"] is None else f"{run['train_tokens']:,} tokens"
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * run["world_size"]
     block = arguments.data.block_size
-    length = (
-        f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
-    )
+    length = f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
     total = f" = {training.max_steps * batch * block:,} tokens" if training.max_steps > 0 else ""
     rules = Counter(item["rule"] for item in run["routing"])
     lines = [
@@ -130,9 +128,7 @@ def header(run: dict[str, Any], arguments: Arguments, place: Place, steps: int) 
     return _table(lines)
 
 
-def footer(
-    results: dict[str, Any], arguments: Arguments, output: Path, *, drawn: bool, sample: str | None
-) -> str:
+def footer(results: dict[str, Any], arguments: Arguments, output: Path, *, drawn: bool, sample: str | None) -> str:
     """The result, and where everything is."""
     loss = f"{results['eval_loss']:.4f} nats per token, {results['eval_bits_per_byte']:.4f} bits per byte"
     seconds = f"{results['train_seconds']:.0f} s"
@@ -153,9 +149,7 @@ def footer(
         lines.append(("resume", f"{shlex.join(command)}  (with this run's other options)"))
     text = _table(lines)
     if sample is not None:
-        text += f"\n\nsample, in {output / report.SAMPLE}\n" + "\n".join(
-            f"  | {line}" for line in sample.splitlines()
-        )
+        text += f"\n\nsample, in {output / report.SAMPLE}\n" + "\n".join(f"  | {line}" for line in sample.splitlines())
     return "\n" + text
 
 

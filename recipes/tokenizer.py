@@ -26,9 +26,7 @@ def cache_root(cache_dir: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthoopt"
 
 
-def load_tokenizer(
-    name: str | None, corpus: Corpus, *, vocab_size: int, cache: Path
-) -> PreTrainedTokenizerFast:
+def load_tokenizer(name: str | None, corpus: Corpus, *, vocab_size: int, cache: Path) -> PreTrainedTokenizerFast:
     """Load tokenizer `name`, or the corpus's own BPE of `vocab_size` tokens, trained if not yet in `cache`.
 
     Raises `RecipeError` when `name` cannot be loaded or has no Rust backend, which token byte counts need.

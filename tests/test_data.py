@@ -153,9 +153,7 @@ def test_jsonl_and_parquet_hold_the_same_corpus(tmp_path, monkeypatch, kind) -> 
     if kind == "parquet":
         path = tmp_path / "rows.parquet"
         datasets.Dataset.from_list(rows()).to_parquet(str(path))
-    corpus = load_corpus(
-        DataArguments(data=str(path.parent if kind == "folder" else path), validation_fraction=0.2)
-    )
+    corpus = load_corpus(DataArguments(data=str(path.parent if kind == "folder" else path), validation_fraction=0.2))
     assert sorted([*corpus.train, *corpus.validation]) == sorted(TEXTS)
     assert list(corpus.validation) == [text for text in TEXTS if text in set(corpus.validation)]
     assert corpus.info.files == 40 and corpus.info.bytes == sum(len(text.encode()) for text in TEXTS)
@@ -216,9 +214,7 @@ def test_the_same_text_trains_the_same_tokenizer_and_it_is_kept(tmp_path) -> Non
     path.write_text(json.dumps(kept))
     assert "<|kept|>" in trained_bpe(corpus, vocab_size=300, cache=tmp_path).get_vocab()
     assert "<|kept|>" not in trained_bpe(corpus, vocab_size=301, cache=tmp_path).get_vocab()
-    assert (
-        "<|kept|>" not in trained_bpe(corpus_of(TEXTS, "1" * 64), vocab_size=300, cache=tmp_path).get_vocab()
-    )
+    assert "<|kept|>" not in trained_bpe(corpus_of(TEXTS, "1" * 64), vocab_size=300, cache=tmp_path).get_vocab()
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path) -> None:
@@ -258,9 +254,7 @@ def test_bytes_a_tokenizer_drops_or_rewrites_still_count(text: str) -> None:
     backend = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     backend.normalizer = normalizers.NFKD()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.train_from_iterator(
-        ["a é"], trainers.WordLevelTrainer(special_tokens=["[UNK]"], show_progress=False)
-    )
+    backend.train_from_iterator(["a é"], trainers.WordLevelTrainer(special_tokens=["[UNK]"], show_progress=False))
     encoding = backend.encode(text)
     sizes = token_bytes(text, encoding)
     assert sizes.sum() == (len(text.encode()) if len(encoding.ids) else 0)
@@ -296,12 +290,8 @@ def test_blocks_follow_each_other(tokenizer, tmp_path) -> None:
     assert batch["input_ids"].shape == (2, 16) and torch.equal(batch["labels"], batch["input_ids"])
 
 
-@given(
-    blocks=st.integers(1, 50), limit=st.integers(1, 60), block_size=st.integers(2, 9), tail=st.integers(0, 1)
-)
-def test_validation_blocks_are_distinct_whole_and_spread(
-    blocks: int, limit: int, block_size: int, tail: int
-) -> None:
+@given(blocks=st.integers(1, 50), limit=st.integers(1, 60), block_size=st.integers(2, 9), tail=st.integers(0, 1))
+def test_validation_blocks_are_distinct_whole_and_spread(blocks: int, limit: int, block_size: int, tail: int) -> None:
     tokens = np.arange(blocks * block_size + tail)
     held = ValidationBlocks(tokens, np.full(len(tokens), 3), block_size, limit)
     firsts = [int(held[i]["input_ids"][0]) for i in range(len(held))]

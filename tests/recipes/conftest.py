@@ -10,8 +10,7 @@ from orthoopt.recipes import pretrain
 
 # A model small enough for two seconds a run.
 TINY_MODEL = (
-    "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=2,"
-    "num_key_value_heads=1,head_dim=16"
+    "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=2,num_key_value_heads=1,head_dim=16"
 )
 _WORDS = [
     "alpha",

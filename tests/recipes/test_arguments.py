@@ -34,12 +34,8 @@ def test_flags_win_over_the_config_and_the_config_over_the_defaults(config) -> N
     assert arguments.training.max_steps == 7
     assert arguments.training.gradient_accumulation_steps == 2
     assert arguments.training.weight_decay == 0.1  # YAML reads 1e-1 as text
-    assert (
-        arguments.run.plan == "muon" and arguments.learning_rate == arguments.training.learning_rate == 0.01
-    )
-    assert (
-        arguments.training.per_device_train_batch_size == TrainingArguments("x").per_device_train_batch_size
-    )
+    assert arguments.run.plan == "muon" and arguments.learning_rate == arguments.training.learning_rate == 0.01
+    assert arguments.training.per_device_train_batch_size == TrainingArguments("x").per_device_train_batch_size
     assert arguments.training.lr_scheduler_kwargs == {"num_decay_steps": 10}
 
 
@@ -55,9 +51,7 @@ def test_overrides_of_the_model_merge_and_go_with_their_model(config) -> None:
     merged = parse([config, "--model_overrides", "num_hidden_layers=2,rms_norm_eps=1e-5"]).model_overrides
     assert merged == {"hidden_size": 64, "num_hidden_layers": 2, "rms_norm_eps": 1e-5}
     assert parse([config, "--model", "gpt2"]).model_overrides == {}
-    assert parse([config, "--model", "gpt2", "--model_overrides", '{"n_layer": 2}']).model_overrides == {
-        "n_layer": 2
-    }
+    assert parse([config, "--model", "gpt2", "--model_overrides", '{"n_layer": 2}']).model_overrides == {"n_layer": 2}
 
 
 def test_the_default_config_is_the_one_without_a_name() -> None:

@@ -6,7 +6,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, Qwen3Config, 
 
 from orthoopt.recipes.corpus import load_corpus
 from orthoopt.recipes.errors import RecipeError
-from orthoopt.recipes.models import build_meta_model, build_model, load_config
+from orthoopt.recipes.meta import build_meta_model
+from orthoopt.recipes.models import build_model, load_config
 from orthoopt.recipes.tokenizer import load_tokenizer
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -70,9 +71,7 @@ def test_positions_reach_the_block_size(tokenizer) -> None:
 
 def test_overrides_are_checked_and_may_use_either_name(tokenizer) -> None:
     for key in ("n_embd", "hidden_size"):
-        config = build_model(
-            "gpt2", {key: 32, "n_layer": 1, "n_head": 2}, tokenizer, block_size=8, seed=0
-        ).config
+        config = build_model("gpt2", {key: 32, "n_layer": 1, "n_head": 2}, tokenizer, block_size=8, seed=0).config
         assert config.n_embd == config.hidden_size == 32
     with pytest.raises(RecipeError, match="GPT2Config has no 'n_layr'; did you mean 'n_layer'"):
         build_model("gpt2", {"n_layr": 1}, tokenizer, block_size=8, seed=0)

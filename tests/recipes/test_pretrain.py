@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,7 @@ def validation_blocks(flags: list[str], cache: Path):
     options = parse(flags).data
     corpus = load_corpus(options)
     tokenizer = load_tokenizer(None, corpus, vocab_size=options.vocab_size, cache=cache)
-    data = prepare_data(
-        corpus, tokenizer, block_size=options.block_size, eval_blocks=options.eval_blocks, cache=cache
-    )
+    data = prepare_data(corpus, tokenizer, block_size=options.block_size, eval_blocks=options.eval_blocks, cache=cache)
     return data.validation
 
 
@@ -62,9 +61,7 @@ def test_bits_per_byte_is_total_bits_over_the_text_that_was_scored(finished, san
     tokens = len(blocks) * (parse(finished.flags).data.block_size - 1)
     assert blocks.scored_tokens == tokens
     # Cut characters at a block's edges may count on either side: up to 3 bytes each.
-    spelled = (
-        tokenizer.decode(blocks[i]["input_ids"][1:], skip_special_tokens=True) for i in range(len(blocks))
-    )
+    spelled = (tokenizer.decode(blocks[i]["input_ids"][1:], skip_special_tokens=True) for i in range(len(blocks)))
     text = sum(len(part.encode()) for part in spelled)
     assert blocks.scored_bytes == pytest.approx(text, abs=6 * len(blocks))
     bits = result["eval_loss"] * tokens / math.log(2)
@@ -102,9 +99,7 @@ def test_learning_rates_of_roles_keep_the_plans_ratios_through_the_schedule(fini
             for role, rate in row["lr"].items():
                 assert rate == pytest.approx(peak[role] * factor, rel=1e-9)
     # Two steps of warm-up, constant to the half, then linear to 0: step 10 is taken at 3 sixths.
-    shape = [
-        row["lr"]["attention"] / arguments.learning_rate for row in rows_of(finished.output) if "loss" in row
-    ]
+    shape = [row["lr"]["attention"] / arguments.learning_rate for row in rows_of(finished.output) if "loss" in row]
     assert shape == pytest.approx([1 / 2, 1, 1, 5 / 6, 3 / 6, 1 / 6])
 
 
@@ -168,9 +163,7 @@ def test_a_finished_run_resumes_to_the_same_result(finished, tmp_path, capsys) -
     assert after["steps"] == 12 and after["eval_loss"] == before["eval_loss"]
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(
-    sandbox, finished, tmp_path, monkeypatch, capsys
-) -> None:
+def test_an_interrupted_run_resumes_to_the_same_weights(sandbox, finished, tmp_path, monkeypatch, capsys) -> None:
     flags = sandbox.flags(tmp_path / "run", "--generate_sample", "false")
     on_step_end = TrainingClock.on_step_end
 
@@ -192,9 +185,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert "after step 4" in capsys.readouterr().out
     straight, resumed = result_of(finished.output), result_of(tmp_path / "run")
     assert resumed["eval_loss"] == straight["eval_loss"]  # same machine, same kernels: the same bits
-    one, two = (
-        load_file(path / "model" / "model.safetensors") for path in (finished.output, tmp_path / "run")
-    )
+    one, two = (load_file(path / "model" / "model.safetensors") for path in (finished.output, tmp_path / "run"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     steps = [(row["step"], "loss" in row) for row in rows_of(tmp_path / "run")]
     assert steps == [(row["step"], "loss" in row) for row in rows_of(finished.output)]
@@ -209,9 +200,7 @@ def test_resuming_refuses_another_plan(finished, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("plan", ["adamw", "muon"])
-def test_other_plans_see_the_same_data_in_the_same_order(
-    sandbox, finished, tmp_path, plan, monkeypatch
-) -> None:
+def test_other_plans_see_the_same_data_in_the_same_order(sandbox, finished, tmp_path, plan, monkeypatch) -> None:
     orders: dict[str, list[int]] = {}
     original = pretrain.PretrainTrainer.training_step
 
@@ -239,7 +228,7 @@ def test_other_plans_see_the_same_data_in_the_same_order(
 
 
 def test_overrides_reach_the_optimizer(sandbox, tmp_path) -> None:
-    short = ["--max_steps", "2", "--save_strategy", "no", "--save_final", "false", "--generate_sample", "false"]
+    short = shlex.split("--max_steps 2 --save_strategy no --save_final false --generate_sample false")
     flags = sandbox.flags(tmp_path, *short, "--overrides", '{"lm_head": {"rule": "adamw"}}')
     assert pretrain.main(flags) == 0
     routing = json.loads((tmp_path / "run.json").read_text())["routing"]
@@ -276,7 +265,5 @@ def test_a_nonfinite_number_is_null_in_json() -> None:
 def test_routing_on_record_is_the_dispatchers(finished) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished.output / "model")
     run = json.loads((finished.output / "run.json").read_text())
-    made = {
-        item.name: item.group["rule"] for item in dispatch.assign(model, "symmetry", lr=1.0, weight_decay=0.0)
-    }
+    made = {item.name: item.group["rule"] for item in dispatch.assign(model, "symmetry", lr=1.0, weight_decay=0.0)}
     assert {item["name"]: item["rule"] for item in run["routing"]} == made

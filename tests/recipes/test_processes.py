@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,11 @@ from pathlib import Path
 import pytest
 
 # A small model on the whole standard library: under a minute a run on one core.
-STDLIB = ["--vocab_size", "1024", "--block_size", "64", "--eval_blocks", "64", "--per_device_train_batch_size", "8", "--use_cpu", "true", "--model_overrides", "hidden_size=64,intermediate_size=128,num_hidden_layers=2", "--max_steps", "60", "--logging_steps", "5", "--eval_steps", "20", "--save_steps", "20"]
+STDLIB = shlex.split("""
+    --vocab_size 1024 --block_size 64 --eval_blocks 64 --per_device_train_batch_size 8 --use_cpu true
+    --model_overrides hidden_size=64,intermediate_size=128,num_hidden_layers=2
+    --max_steps 60 --logging_steps 5 --eval_steps 20 --save_steps 20
+""")
 
 
 def command(*flags: str) -> list[str]:
@@ -25,9 +30,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run(*flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(*flags), env=environment(**extra), capture_output=True, text=True, timeout=280
-    )
+    done = subprocess.run(command(*flags), env=environment(**extra), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -90,9 +93,7 @@ def test_the_builtin_corpus_trains_without_datasets_and_wandb(tmp_path) -> None:
         "--output_dir",
         str(tmp_path / "o"),
     )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code, *flags], env=environment(), capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-P", "-c", code, *flags], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "matplotlib is not installed" in done.stdout
     assert result_of(tmp_path / "o")["corpus"]["name"] == "builtin:stdlib"
@@ -105,9 +106,7 @@ def test_two_ranks_train_as_one_with_twice_the_batch(sandbox, finished, tmp_path
     flags = sandbox.flags(tmp_path / "two", *extra, "--cache_dir", str(tmp_path / "cache"))
     launch = [sys.executable, "-P", *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]]
     launch += ["-m", "orthoopt.recipes.pretrain", *flags]
-    done = subprocess.run(
-        launch, env=environment(PYTHONSAFEPATH="1"), capture_output=True, text=True, timeout=280
-    )
+    done = subprocess.run(launch, env=environment(PYTHONSAFEPATH="1"), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("validation  ") == 1  # the first rank alone speaks
     one, two = result_of(finished.output), result_of(tmp_path / "two")
