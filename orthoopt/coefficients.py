@@ -6,7 +6,7 @@ import difflib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Triple: TypeAlias = tuple[float, float, float]
 
@@ -187,7 +187,7 @@ def resolve_coefficients(coefficients: str | Triple | Sequence[Triple], steps: i
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     if isinstance(coefficients, str):
         return _named(coefficients, steps)
-    rows = tuple(coefficients)
+    rows: tuple[Any, ...] = tuple(coefficients)
     if len(rows) == 3 and all(isinstance(value, int | float) for value in rows):
         rows = (rows,)
     checked: list[Triple] = []

@@ -48,9 +48,9 @@ def param_groups(
         plan: a ready plan's name (``orthoopt.plans.names()``), or role -> entry.
         lr: learning rate; a plan's multipliers land in each group's ``lr``.
         weight_decay: for the roles whose plan entry has none of its own.
-        overrides: (pattern, entry) pairs or a dict, tried in order before the plan; ``re.search`` on the name, the
-            first match wins. An entry may hold ``rule``, its options, ``lr_multiplier``, ``lr``, ``weight_decay``, ``scale``,
-            ``role`` and ``view``; what it leaves out comes from the plan while the rule stays the same.
+        overrides: (pattern, entry) pairs or a dict, tried in order before the plan; ``re.search`` on the name, and the
+            first match wins. An entry may hold ``rule``, its options, ``lr_multiplier``, ``lr``, ``weight_decay``,
+            ``scale``, ``role`` and ``view``; what it leaves out comes from the plan while the rule stays the same.
         options: given to every entry whose rule has them, such as ``{"momentum": 0.9}``.
 
     Returns:
@@ -123,7 +123,8 @@ def _assignment(
 def _match_overrides(
     classified: Sequence[Classified], overrides: Overrides
 ) -> list[tuple[str, Mapping[str, Any]] | None]:
-    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else [tuple(pair) for pair in overrides]
+    pairs: list[tuple[str, Mapping[str, Any]]]
+    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else [(pattern, e) for pattern, e in overrides]
     if not pairs:
         return [None] * len(classified)
     if classified[0].name is None:

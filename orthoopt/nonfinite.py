@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+
+from orthoopt.rules import Tensors
 
 
 def host_can_read(device: torch.device) -> bool:
@@ -13,7 +13,7 @@ def host_can_read(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def first_nonfinite(grads: Sequence[Tensor]) -> int | None:
+def first_nonfinite(grads: Tensors) -> int | None:
     """Index of the first tensor that holds an infinity or a NaN, or None; reads values on the host.
 
     A finite sum proves that every term is finite, and is one pass at memory speed. The sum of finite values may
@@ -26,7 +26,7 @@ def first_nonfinite(grads: Sequence[Tensor]) -> int | None:
     return None
 
 
-def finite_gate(grads: Sequence[Tensor]) -> Tensor:
+def finite_gate(grads: Tensors) -> Tensor:
     """1.0 if every value of every tensor is finite, else 0.0: a 0-d tensor on the first one's device.
 
     Nothing is read on the host, so nothing waits. It is float64 where the device has that: a product with it, such as
@@ -38,6 +38,6 @@ def finite_gate(grads: Sequence[Tensor]) -> Tensor:
     return torch.isfinite(torch.stack(peaks)).all().to(dtype)
 
 
-def without_nonfinite(grads: Sequence[Tensor], gate: Tensor) -> list[Tensor]:
+def without_nonfinite(grads: Tensors, gate: Tensor) -> list[Tensor]:
     """New tensors: the gradients where ``gate`` is 1, zeros where it is 0 (a product would keep the NaNs)."""
     return [torch.where(gate > 0, grad, torch.zeros((), dtype=grad.dtype, device=grad.device)) for grad in grads]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 Options: TypeAlias = Mapping[str, Any]
 State: TypeAlias = dict[str, Any]
+Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Gate: TypeAlias = Tensor | None
 Group: TypeAlias = Literal["orthogonal", "permutation", "signed_permutation", "none"]
 
@@ -33,9 +34,10 @@ class Signal(NamedTuple):
     quotient in one pass and in torch's own order of operations. Numerators may be state tensors: read, never write.
     """
 
-    numerators: Sequence[Tensor]
-    denominators: Sequence[Tensor] | None = None
-    divisors: Sequence[float | Tensor] | None = None
+    numerators: Tensors
+    denominators: Tensors | None = None
+    divisors: Sequence[Any] | None = None
+    """Numbers, or 0-d tensors on a device that must not be waited for."""
 
 
 class Equivariance(NamedTuple):
@@ -65,7 +67,7 @@ class Rule:
     """Option -> type, as annotated."""
     init: Callable[[Tensor, Options], State]
     """State for a parameter-shaped tensor; tensors take its device, and the dtype the optimizer computes in."""
-    accumulate: Callable[[Sequence[Tensor], Sequence[State], Options, Gate], Signal]
+    accumulate: Callable[[Tensors, Sequence[State], Options, Gate], Signal]
     """Move the state by one step. With ``gate`` (0-d, 1 or 0) every change of state is multiplied by it."""
     equivariance: Callable[[Options], Equivariance]
     """The promised symmetry under given options."""
@@ -245,7 +247,7 @@ def init_momentum(param: Tensor, options: Options) -> State:
     return {"momentum_buffer": torch.zeros_like(param, memory_format=torch.preserve_format)}
 
 
-def accumulate_momentum(grads: Sequence[Tensor], states: Sequence[State], options: Options, gate: Gate) -> Signal:
+def accumulate_momentum(grads: Tensors, states: Sequence[State], options: Options, gate: Gate) -> Signal:
     """B ← βB + (1−β)G (``ema``) or B ← βB + G (``heavy_ball``); returns B, or the Nesterov blend of G and B."""
     beta = options["momentum"]
     buffers = [state["momentum_buffer"] for state in states]
@@ -264,9 +266,7 @@ def accumulate_momentum(grads: Sequence[Tensor], states: Sequence[State], option
     return Signal(torch._foreach_add(grads, buffers, alpha=beta))
 
 
-def move_average(
-    averages: Sequence[Tensor], values: Sequence[Tensor], decay: float, weight: float, gate: Tensor
-) -> None:
+def move_average(averages: Tensors, values: Tensors, decay: float, weight: float, gate: Tensor) -> None:
     """``average ← decay·average + weight·value`` where ``gate`` is 1; no change at all where it is 0.
 
     The gate stays on its device: no host synchronisation.

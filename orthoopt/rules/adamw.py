@@ -5,11 +5,12 @@ is the optimizer's business, as for every rule.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from orthoopt.rules._base import Equivariance, Gate, Options, Rule, Signal, State, move_average, register
+from orthoopt.rules._base import Equivariance, Gate, Options, Rule, Signal, State, Tensors, move_average, register
 
 
 def _init(param: Tensor, options: Options) -> State:
@@ -21,7 +22,7 @@ def _init(param: Tensor, options: Options) -> State:
     }
 
 
-def _accumulate(grads: Sequence[Tensor], states: Sequence[State], options: Options, gate: Gate) -> Signal:
+def _accumulate(grads: Tensors, states: Sequence[State], options: Options, gate: Gate) -> Signal:
     """m ← β₁m + (1−β₁)G, v ← β₂v + (1−β₂)G²; the update is (m/(1−β₁ᵗ)) / (√(v/(1−β₂ᵗ)) + eps)."""
     beta1, beta2 = options["betas"]
     averages = [state["exp_avg"] for state in states]
@@ -34,8 +35,8 @@ def _accumulate(grads: Sequence[Tensor], states: Sequence[State], options: Optio
         move_average(averages, grads, beta1, 1 - beta1, gate)
         move_average(squares, torch._foreach_mul(grads, grads), beta2, 1 - beta2, gate)
     roots = torch._foreach_sqrt(squares)
-    corrections1: list[float | Tensor] = []
-    corrections2: list[float | Tensor] = []
+    corrections1: list[Any] = []
+    corrections2: list[Any] = []
     for state in states:
         if gate is None:
             state["step"] += 1
