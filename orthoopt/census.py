@@ -22,9 +22,7 @@ class Census:
     shapes: dict[str, Shape] = field(default_factory=dict)  # cleaned name -> shape, frozen parameters too
     input_ids: set[int] = field(default_factory=set)  # tensors returned by get_input_embeddings()
     output_ids: set[int] = field(default_factory=set)  # tensors returned by get_output_embeddings()
-    heads: dict[int, str] = field(
-        default_factory=dict
-    )  # output layers, filled by heads.find_heads: id -> reason
+    heads: dict[int, str] = field(default_factory=dict)  # output layers, filled by heads.find_heads: id -> reason
     everything: list[Candidate] = field(default_factory=list)  # every tensor once, in order, frozen ones too
     first_kernel: Tensor | None = None  # of the first convolution
     names_show_conv1d: bool = False  # without modules: a c_attn of shape (d, 3 d) stores (in, out)
@@ -43,9 +41,7 @@ class Candidate:
     param: Tensor
     path: tuple[str, ...]  # cleaned components of the owner
     leaf: str  # the parameter's own name in its owner
-    modules: tuple[
-        nn.Module, ...
-    ]  # the owner, then its ancestors up to the root; empty when only names are known
+    modules: tuple[nn.Module, ...]  # the owner, then its ancestors up to the root; empty when only names are known
     census: Census
     aliases: list[Candidate] = field(default_factory=list)  # the same tensor under its other names
 
@@ -108,9 +104,7 @@ def take_census(params: Parameters) -> Census:
     ``params`` is a module, (name, tensor) pairs, or tensors; TypeError naming the first of another kind.
     """
     census = Census()
-    candidates = (
-        _from_module(params, census) if isinstance(params, nn.Module) else _from_items(params, census)
-    )
+    candidates = _from_module(params, census) if isinstance(params, nn.Module) else _from_items(params, census)
     seen: dict[int, Candidate] = {}
     for candidate in candidates:
         if candidate.name is not None:
@@ -121,12 +115,7 @@ def take_census(params: Parameters) -> Census:
         shape = candidate.shape
         if census.first_kernel is None and isinstance(candidate.owner, nn.modules.conv._ConvNd):
             census.first_kernel = candidate.param
-        if (
-            not candidate.modules
-            and candidate.last == "c_attn"
-            and len(shape) == 2
-            and shape[1] == 3 * shape[0]
-        ):
+        if not candidate.modules and candidate.last == "c_attn" and len(shape) == 2 and shape[1] == 3 * shape[0]:
             census.names_show_conv1d = True
     census.everything = list(seen.values())
     return census
@@ -165,13 +154,9 @@ def _accessed_weight(module: nn.Module, accessor: str) -> Tensor | None:
         return None
 
 
-def _from_items(
-    params: Iterable[tuple[str, Tensor]] | Iterable[Tensor], census: Census
-) -> Iterator[Candidate]:
+def _from_items(params: Iterable[tuple[str, Tensor]] | Iterable[Tensor], census: Census) -> Iterator[Candidate]:
     if isinstance(params, torch.Tensor):
-        raise TypeError(
-            "parameters must be a module, (name, tensor) pairs, or tensors in a list, not one tensor"
-        )
+        raise TypeError("parameters must be a module, (name, tensor) pairs, or tensors in a list, not one tensor")
     for position, item in enumerate(params):
         name, param = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
         if not isinstance(param, torch.Tensor) or not isinstance(name, str | None):

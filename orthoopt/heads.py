@@ -28,7 +28,8 @@ def find_heads(census: Census) -> None:
     layers = [c for c in everything if is_dense(c) and not naming.is_lora(c.path)]
     for key, candidate in _last_below_a_head_name(layers).items():
         census.heads.setdefault(
-            id(candidate.param), f"{key}: the last layer of that name, it leads to logits"
+            id(candidate.param),
+            f"{candidate.label or key.rpartition('.')[0]}: the last layer of that name, it leads to logits",
         )
     if census.heads or not layers:
         return
@@ -41,7 +42,9 @@ def find_heads(census: Census) -> None:
             reason = f"{fitting[-1].label}, the last layer with the vocabulary ({vocabulary}) as outputs"
             census.heads[id(fitting[-1].param)] = reason.lstrip(", ")
     elif census.first_kernel is not None and layers[-1] in outer:
-        census.heads[id(layers[-1].param)] = "is the last layer after convolutions, it leads to logits"
+        census.heads[id(layers[-1].param)] = (
+            f"{layers[-1].label}, the last layer after convolutions, it leads to logits".lstrip(", ")
+        )
 
 
 def _is_table(candidate: Candidate) -> bool:
@@ -60,6 +63,7 @@ def _last_below_a_head_name(layers: list[Candidate]) -> dict[str, Candidate]:
             if part.isdigit():
                 break
             if part in naming.HEADS and naming.block(candidate.path) is None:
-                found[".".join(candidate.path[: depth + 1])] = candidate
+                parallel = part.endswith("s") and len(candidate.path) == depth + 2  # lm_heads.0, lm_heads.1
+                found[".".join(candidate.path[: depth + 1 + parallel])] = candidate
                 break
     return found

@@ -1,9 +1,41 @@
-"""Where a layer stands: in an attention or in an mlp, and on which side of it."""
+"""What a layer is called, and where it stands: in an attention or in an mlp, and on which side of it."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from torch import nn
+
 from orthoopt import naming
 from orthoopt.census import Candidate
+
+
+class Verdict(NamedTuple):
+    """What one decision says."""
+
+    role: str
+    view: str
+    reason: str
+
+
+def is_conv1d(candidate: Candidate) -> bool:
+    """Transformers' Conv1D is a Linear that stores (in, out); recognised without importing it."""
+    if candidate.owner is not None:
+        return type(candidate.owner).__name__ == "Conv1D" and hasattr(candidate.owner, "nf")
+    return candidate.census.names_show_conv1d and candidate.last in ("c_attn", "q_attn", "c_proj", "c_fc")
+
+
+def owner_words(candidate: Candidate) -> str:
+    """The owner's class for people, ``nn.Linear`` or ``GptOssTopKRouter``; with its name when it has one."""
+    if candidate.owner is None:
+        return "by name, owner unknown:"
+    kind = type(candidate.owner)
+    if is_conv1d(candidate):
+        return "transformers Conv1D"
+    if not kind.__module__.startswith("torch.nn."):
+        return kind.__name__
+    public = next((base for base in kind.__mro__ if getattr(nn, base.__name__, None) is base), kind)
+    return f"nn.{public.__name__}"
 
 
 def place(candidate: Candidate) -> tuple[str, str] | None:

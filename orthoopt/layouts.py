@@ -14,7 +14,9 @@ Layout = tuple[str, str]
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_head", "n_kv_heads")
 # q, k and v of one head lie together, head after head
-_PER_HEAD = ("GPTNeoX", "Bloom", "Persimmon")
+_PER_HEAD = ("GPTNeoX", "Bloom", "Persimmon", "MiniMaxLightning")
+# x above z; others of the family interleave them
+_MAMBA_1 = ("MambaMixer", "FalconMambaMixer", "JambaMambaMixer")
 
 
 def blocks(sizes: list[int]) -> str:
@@ -26,7 +28,7 @@ def fused_qkv(candidate: Candidate, rows: int, cols: int, axis: str = "rows") ->
     """Query, key and value in one matrix of (outputs, inputs); ``axis`` says where they are stored."""
     heads = candidate.attribute(*HEADS)
     named = candidate.last or candidate.leaf
-    if named == "query_key_value" or candidate.flag("multi_query") is not None:
+    if named == "query_key_value" or candidate.flag("multi_query") is not None or _is_per_head(candidate):
         return _fused_by_heads(candidate, rows, heads)
     if any(type(module).__name__.startswith("CodeGen") for module in candidate.modules):
         return "matrix", "q, k, v fused in an order of their own, seen as one matrix"
@@ -44,21 +46,20 @@ def fused_qkv(candidate: Candidate, rows: int, cols: int, axis: str = "rows") ->
     return "matrix", "q, k, v fused in unknown sizes, seen as one matrix"
 
 
+def _is_per_head(candidate: Candidate) -> bool:
+    return any(type(module).__name__.startswith(_PER_HEAD) for module in candidate.modules)
+
+
 def _fused_by_heads(candidate: Candidate, rows: int, heads: int | None) -> Layout:
     """The layouts where q, k, v lie head after head, or many queries share one key and value."""
     unknown = "matrix", "q, k, v fused in an unknown order, seen as one matrix"
     if not heads or not candidate.modules:
         return unknown
     per_head = f"q, k, v fused head after head, seen as 3 stacks of {heads} matrices"
-    if (
-        any(type(module).__name__.startswith(_PER_HEAD) for module in candidate.modules)
-        and rows % (3 * heads) == 0
-    ):
+    if _is_per_head(candidate) and rows % (3 * heads) == 0:
         return f"heads({heads}) {blocks([rows // (3 * heads)] * 3)}", per_head
     multi_query = candidate.flag("multi_query")
-    if candidate.flag(
-        "new_decoder_architecture"
-    ):  # Falcon 40B: groups of queries, each with its key and value
+    if candidate.flag("new_decoder_architecture"):  # Falcon 40B: groups of queries, each with its key and value
         groups = candidate.attribute(*reversed(KEY_VALUE_HEADS)) or heads
         size, left = divmod(rows, heads + 2 * groups)
         if left == 0 and heads % groups == 0:
@@ -66,9 +67,7 @@ def _fused_by_heads(candidate: Candidate, rows: int, heads: int | None) -> Layou
             return f"heads({groups}) {blocks([heads // groups * size, size, size])}", words
     elif multi_query is True and rows % (heads + 2) == 0:
         size = rows // (heads + 2)
-        return blocks(
-            [heads * size, size, size]
-        ), f"q, k, v fused in its rows, {heads} query heads share one k, v"
+        return blocks([heads * size, size, size]), f"q, k, v fused in its rows, {heads} query heads share one k, v"
     elif multi_query is False and rows % (3 * heads) == 0:
         return f"heads({heads}) {blocks([rows // (3 * heads)] * 3)}", per_head
     return unknown
@@ -98,9 +97,7 @@ def experts(candidate: Candidate, is_in: bool) -> Layout | None:
     if transposed is None:
         return None
     count = f"{candidate.shape[0]} experts"
-    stored = (
-        f"{count} stored (in, out), {evidence}" if transposed else f"{count} stored (out, in), {evidence}"
-    )
+    stored = f"{count} stored (in, out), {evidence}" if transposed else f"{count} stored (out, in), {evidence}"
     rows = second if transposed else first
     prefix = "transpose " if transposed else ""
     whole = "transpose" if transposed else "matrix"
@@ -118,9 +115,7 @@ def experts(candidate: Candidate, is_in: bool) -> Layout | None:
 def _partner(candidate: Candidate, is_in: bool) -> tuple[int, ...] | None:
     """Shape of the other half of the experts."""
     others = (
-        ("down_proj", "w2", "wo", "output_linear")
-        if is_in
-        else ("gate_up_proj", "up_proj", "w1", "wi", "input_linear")
+        ("down_proj", "w2", "wo", "output_linear") if is_in else ("gate_up_proj", "up_proj", "w1", "wi", "input_linear")
     )
     for other in others:
         shape = candidate.within(other) or candidate.beside(other)
@@ -172,12 +167,10 @@ def state_space_input(candidate: Candidate, rows: int) -> Layout | None:
     inner = getattr(mixer, "intermediate_size", None)
     if candidate.last != "in_proj" or mixer is None or not isinstance(inner, int):
         return None
-    kind = type(mixer).__name__
-    if kind.startswith("Mamba2"):
-        groups = getattr(mixer, "n_groups", 0) * getattr(mixer, "ssm_state_size", 0)
-        sizes = [inner, inner, groups, groups, getattr(mixer, "num_heads", 0)]
-        if sum(sizes) == rows and min(sizes) > 0:
-            return blocks(sizes), "z, x, B, C, dt fused in its rows"
-    elif "Mamba" in kind and rows == 2 * inner:
+    if type(mixer).__name__ in _MAMBA_1 and rows == 2 * inner:
         return blocks([inner, inner]), "x, z fused in its rows"
-    return None
+    states = getattr(mixer, "n_groups", 0) * getattr(mixer, "ssm_state_size", 0)
+    sizes = [inner, inner, states, states, getattr(mixer, "num_heads", 0)]
+    if sum(sizes) == rows and min(sizes) > 0:
+        return blocks(sizes), "z, x, B, C, dt fused in its rows"
+    return "matrix", "fused in an order of its own, seen as one matrix"

@@ -16,62 +16,37 @@ _EMBEDDING = re.compile(
 )
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
-EMBEDDINGS = {"wte", "embed_tokens", "embed_in", "tok_embeddings", "token_embedding_table", "shared"}
-HEADS = {"lm_head", "head", "classifier", "score", "embed_out", "output_layer", "logits", "qa_outputs"}
-ROUTERS = {"gate", "router", "shared_expert_gate", "gating", "gate_network"}
-STATE_SPACE = {"A_log", "A_logs", "D", "Ds", "dt_bias", "A", "time_decay", "time_first", "time_faaaa"}
 
-ATTENTION = {
-    *(
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "to_q",
-        "to_k",
-        "to_v",
-        "wq",
-        "wk",
-        "wv",
-        "q_attn",
-        "query",
-        "key",
-        "value",
-    ),
-    *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "kv_a_proj", "kv_proj"),
-}
-FUSED_QKV = {"qkv_proj", "qkv", "to_qkv", "c_attn", "Wqkv", "wqkv", "query_key_value", "in_proj_weight"}
-MLP_IN = {
-    *("gate_proj", "up_proj", "gate_up_proj", "w_gate", "w_up", "gate_up", "dense_h_to_4h", "c_fc"),
-    *("wi", "wi_0", "wi_1", "Wi", "input_linear", "w12", "w13", "weights_in", "fc_in"),
-}
-MLP_OUT = {"down_proj", "w_down", "dense_4h_to_h", "output_linear", "weights_out", "w_out", "fc_out"}
-FUSED_GATE_UP = {"gate_up_proj", "gate_up", "Wi", "input_linear", "w12", "w13", "weights_in"}
-# Names that may stand for anything numbered: they need an enclosing mlp, or the other half beside them, as
-# fc2 (H, I) for fc1 (I, H).
-PAIRS_IN = {
-    **{
-        "fc1": "fc2",
-        "linear1": "linear2",
-        "lin1": "lin2",
-        "fc_1": "fc_2",
-        "w1": "w2",
-        "w3": "w2",
-        "up": "down",
-    },
-    **{
-        "gate": "down",
-        "w_1": "w_2",
-        "linear_1": "linear_2",
-        "dense1": "dense2",
-        "gate_up": "down",
-        "c_fc": "c_proj",
-    },
-}
-PAIRS_OUT = {
-    **{"fc2": "fc1", "linear2": "linear1", "lin2": "lin1", "fc_2": "fc_1", "w2": "w1", "down": "up"},
-    **{"w_2": "w_1", "linear_2": "linear_1", "dense2": "dense1", "c_proj": "c_fc", "wo": "wi", "Wo": "Wi"},
-}
+def _list(text: str) -> list[str]:
+    return text.split()
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(_list(text))
+
+
+EMBEDDINGS = _names("wte embed_tokens embed_in tok_embeddings token_embedding_table shared")
+HEADS = _names("lm_head lm_heads head dist_head head_dist classifier score embed_out output_layer logits qa_outputs")
+ROUTERS = _names("gate router shared_expert_gate gating gate_network")
+STATE_SPACE = _names("A_log A_logs D Ds dt_bias time_decay time_first time_faaaa")
+
+ATTENTION = _names(
+    "q_proj k_proj v_proj o_proj to_q to_k to_v wq wk wv q_attn query key value "
+    "q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj kv_a_proj kv_proj"
+)
+FUSED_QKV = _names("qkv_proj qkv to_qkv c_attn Wqkv wqkv query_key_value in_proj_weight")
+FUSED_GATE_UP = _names("gate_up_proj gate_up Wi input_linear w12 w13 weights_in")
+MLP_IN = FUSED_GATE_UP | _names("gate_proj up_proj w_gate w_up dense_h_to_4h c_fc wi wi_0 wi_1 fc_in")
+MLP_OUT = _names("down_proj w_down dense_4h_to_h output_linear weights_out w_out fc_out")
+# Names that may stand for anything else: they need an enclosing mlp, or their other half beside them, of the
+# transposed shape. In pairs of the way in and the way out.
+_PAIRS = _list(
+    "fc1/fc2 linear1/linear2 lin1/lin2 w1/w2 w3/w2 fc_1/fc_2 linear_1/linear_2 w_1/w_2 dense1/dense2 "
+    "layer_1/layer_2 up/down gate/down gate_up/down proj_up/proj_down proj_up_gate/proj_down "
+    "intermediate/output key/value c_fc/c_proj wi/wo Wi/Wo"
+)
+PAIRS_IN = {way_in: way_out for way_in, _, way_out in (pair.partition("/") for pair in _PAIRS)}
+PAIRS_OUT = {way_out: way_in for way_in, way_out in reversed(PAIRS_IN.items())}
 
 
 def clean_name(name: str) -> str:
@@ -94,7 +69,7 @@ def is_token(leaf: str) -> bool:
     """Whether a raw parameter of this name is a learned token that is put beside the inputs."""
     said = words(leaf)
     special = {"cls", "class", "mask", "dist", "distillation", "register", "query", "latent", "prompt"}
-    return bool(said & special) and bool(said & {"token", "tokens", "embedding", "embeddings"})
+    return leaf == "latents" or bool(said & special and said & {"token", "tokens", "embedding", "embeddings"})
 
 
 def is_embedding(component: str) -> bool:
@@ -109,7 +84,7 @@ def is_lora(path: Sequence[str]) -> bool:
 
 def is_bias(leaf: str) -> bool:
     """Whether a parameter of this name is a bias, of any number of dimensions."""
-    return leaf == "bias" or leaf.endswith("_bias") or leaf.startswith("bias_")
+    return leaf == "bias" or leaf.endswith(("_bias", "_biases")) or leaf.startswith("bias_")
 
 
 def is_state_space(leaf: str) -> bool:
@@ -138,12 +113,12 @@ def block(path: Sequence[str]) -> tuple[str, str] | None:
 def block_kind(component: str) -> str | None:
     """What a component or the name of a class names: an attention or an mlp; a whole layer is neither."""
     said = words(component)
-    if said & {"block", "layer", "layers", "encoder", "decoder", "model", "transformer"}:
+    if said & {"block", "layer", "layers"}:
         return None
     if said & {"attn", "attention", "mha"}:
         return "attention"
-    is_mlp = said & {"mlp", "ffn", "ff", "feedforward", "moe"} or {"feed", "forward"} <= said
-    return "mlp" if is_mlp or component == "DenseReluDense" else None
+    is_mlp = said & {"mlp", "ffn", "ff", "feedforward"} or {"feed", "forward"} <= said
+    return "mlp" if is_mlp or component in ("DenseReluDense", "moe", "block_sparse_moe") else None
 
 
 def in_a_stack(path: Sequence[str]) -> bool:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from orthoopt.census import Candidate, Parameters, take_census
-from orthoopt.decisions import DECISIONS, Verdict
+from orthoopt.decisions import DECISIONS
 from orthoopt.heads import find_heads
+from orthoopt.layers import Verdict
 from orthoopt.views import parse_view
 
 ROLES: tuple[str, ...] = (

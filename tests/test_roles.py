@@ -273,9 +273,7 @@ def test_wrappers_do_not_change_the_verdict_and_names_stay_as_given() -> None:
     assert [e._replace(name=f"_orig_mod.{e.name}") for e in plain] == compiled
     nested = nn.ModuleDict({"module": nn.ModuleDict({"_checkpoint_wrapped_module": model})})
     assert [e[1:] for e in roles(nested)] == [e[1:] for e in plain]
-    normed = nn.ModuleDict(
-        {"fc1": nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), "fc2": nn.Linear(8, 4)}
-    )
+    normed = nn.ModuleDict({"fc1": nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), "fc2": nn.Linear(8, 4)})
     found = by_name(roles(normed))
     assert found["fc1.parametrizations.weight.original0"].role == "vector"  # the (8, 1) magnitudes
     assert found["fc1.parametrizations.weight.original1"].role == "mlp_in"
@@ -324,9 +322,7 @@ def test_thin_layers_are_vectors() -> None:
 
 
 def test_convolutions_with_groups_and_transposed_ones() -> None:
-    listed = by_name(
-        roles(nn.ModuleDict({"a": nn.Conv2d(8, 6, 3, groups=2), "b": nn.ConvTranspose1d(4, 6, 2)}))
-    )
+    listed = by_name(roles(nn.ModuleDict({"a": nn.Conv2d(8, 6, 3, groups=2), "b": nn.ConvTranspose1d(4, 6, 2)})))
     assert listed["a.weight"].view == "flatten heads(2)"
     assert listed["b.weight"].view == "flatten transpose"
 
@@ -517,3 +513,54 @@ def test_layers_that_differ_in_number_alone_have_one_reason() -> None:
         assert all(len(said) == 1 for said in reasons.values())
     stack = roles(nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(3)]))
     assert len({entry.reason for entry in stack}) == 1
+
+
+def fused(parent: type[nn.Module], name: str, rows: int, cols: int, **attributes: object) -> ParameterRole:
+    """The verdict on a Linear called ``name`` in a module of class ``parent`` with these attributes."""
+    module = parent()
+    module.add_module(name, nn.Linear(cols, rows, bias=False))
+    for key, value in attributes.items():
+        setattr(module, key, value)
+    (entry,) = roles(nn.ModuleDict({"block": module}))
+    return entry
+
+
+def named_class(name: str) -> type[nn.Module]:
+    return type(name, (nn.Module,), {})
+
+
+@pytest.mark.parametrize(
+    ("parent", "name", "rows", "attributes", "view"),
+    [
+        ("CausalSelfAttention", "qkv", 96, {}, "split(32,32,32)"),
+        ("CausalSelfAttention", "qkv", 64, {"n_heads": 4, "n_kv_heads": 2}, "split(32,16,16)"),
+        ("CausalSelfAttention", "qkv", 128, {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16}, "split(64,32,32)"),
+        ("CausalSelfAttention", "qkv", 80, {"n_heads": 4, "n_kv_heads": 2}, "matrix"),  # the sizes do not add up
+        ("CausalSelfAttention", "query_key_value", 96, {"num_heads": 4}, "matrix"),  # in which order?
+        ("BloomAttention", "query_key_value", 96, {"num_heads": 4}, "heads(4) split(8,8,8)"),
+        ("MiniMaxLightningAttention", "qkv_proj", 96, {"num_attention_heads": 4}, "heads(4) split(8,8,8)"),
+        ("CodeGenAttention", "qkv_proj", 96, {"num_attention_heads": 4}, "matrix"),
+        ("GPTBigCodeAttention", "c_attn", 48, {"num_heads": 4, "multi_query": True}, "split(32,8,8)"),
+    ],
+)
+def test_fused_attention_by_what_its_module_says(
+    parent: str, name: str, rows: int, attributes: dict[str, object], view: str
+) -> None:
+    entry = fused(named_class(parent), name, rows, 32, **attributes)
+    assert (entry.role, entry.view) == ("attention", view)
+    if view == "matrix":
+        assert "seen as one matrix" in entry.reason
+
+
+def test_mamba_inputs_are_split_only_where_the_order_is_known() -> None:
+    known = fused(named_class("MambaMixer"), "in_proj", 16, 4, intermediate_size=8)
+    assert (known.role, known.view) == ("hidden", "split(8,8)")
+    interleaved = fused(named_class("ZambaMambaMixer"), "in_proj", 16, 4, intermediate_size=8)
+    assert (interleaved.role, interleaved.view) == ("hidden", "matrix")
+    sizes = {"intermediate_size": 8, "n_groups": 1, "ssm_state_size": 3, "num_heads": 2}
+    assert fused(named_class("BambaMixer"), "in_proj", 24, 4, **sizes).view == "split(8,8,3,3,2)"
+
+
+def test_one_letter_is_no_evidence() -> None:
+    listed = roles([("adapter.D", torch.zeros(4, 6, requires_grad=True))])
+    assert listed[0].role != "vector"
