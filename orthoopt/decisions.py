@@ -75,8 +75,8 @@ def thin(candidate: Candidate) -> Verdict | None:
         return Verdict("vector", "vector", "by shape: fewer than two dimensions above 1")
     if candidate.param.ndim < 2 and candidate.leaf == "weight" and candidate.owner is not None:
         return Verdict("vector", "vector", f"gain of {owner_words(candidate)}")
-    said = f"{owner_words(candidate)} {_own_name(candidate)}"
-    return Verdict("vector", "vector", f"{said} has fewer than two dimensions above 1")
+    whose = f"{owner_words(candidate)} " if candidate.owner is not None else ""
+    return Verdict("vector", "vector", f"{whose}{_own_name(candidate)} has fewer than two dimensions above 1")
 
 
 def _is_embedding(candidate: Candidate) -> bool:

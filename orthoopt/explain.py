@@ -124,7 +124,7 @@ class Explanation:
 
     def _summary(self) -> Iterator[str]:
         yield (
-            f"{_count(self.elements)} parameters in {len(self.rows)} tensors; plan {self.plan}, "
+            f"{_count(self.elements)} parameters in {len(self.rows)} tensor{'s' * (len(self.rows) != 1)}; plan {self.plan}, "
             f"lr {self.lr:g}, weight decay {self.weight_decay:g}"
         )
         yield ""

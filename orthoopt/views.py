@@ -236,9 +236,7 @@ class View:
         """Whether every piece is a torch view of this tensor (not so for a kernel flattened by copying)."""
         if not self.is_matrix:
             return False
-        storage = (
-            tensor.untyped_storage()._cdata
-        )  # identity of the storage; data_ptr() is 0 for every meta tensor
+        storage = tensor.untyped_storage()._cdata  # identity of the storage; data_ptr() is 0 for every meta tensor
         return all(piece.untyped_storage()._cdata == storage for piece in self.pieces(tensor))
 
     def describe(self) -> str:
@@ -260,9 +258,7 @@ def parse_view(spec: str) -> View:
 def _parse_step(word: str, spec: str) -> _Step:
     match = _STEP.fullmatch(word)
     name = match["name"] if match else ""
-    numbers = (
-        tuple(int(number) for number in match["arguments"].split(",")) if match and match["arguments"] else ()
-    )
+    numbers = tuple(int(number) for number in match["arguments"].split(",")) if match and match["arguments"] else ()
     if name in ("matrix", "vector"):
         raise ValueError(f"view {spec!r}: {name!r} stands alone, it does not combine with other steps")
     if all(number > 0 for number in numbers):

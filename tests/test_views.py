@@ -184,10 +184,7 @@ def test_bad_views_name_the_step_and_the_known_ones(spec: str, because: str) -> 
 
 def test_parsing_is_cached_and_describes_itself() -> None:
     assert parse_view("transpose split(1,2)") is parse_view("transpose split(1,2)")
-    assert (
-        parse_view("transpose split(768,768,768)").describe()
-        == "transposed, 3 fused matrices (768+768+768 rows)"
-    )
+    assert parse_view("transpose split(768,768,768)").describe() == "transposed, 3 fused matrices (768+768+768 rows)"
     assert parse_view("matrix").describe() == "matrix" and parse_view("matrix").is_matrix
     assert parse_view("vector").describe() == "vector" and not parse_view("vector").is_matrix
     assert not parse_view("vector").shares_memory(torch.zeros(2))
