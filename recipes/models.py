@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
@@ -62,7 +63,8 @@ def build_model(
         raise RecipeError(f"--model {name!r}: transformers has no causal language model for {type(config).__name__}")
     config = _rebuilt(config, _changed(config, overrides) | _fitted(config, overrides, tokenizer, block_size))
     transformers.set_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    # fp32 masters whatever dtype the config was published with; --bf16 computes in bf16 all the same.
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if model.generation_config is not None:
         model.generation_config.bos_token_id = tokenizer.bos_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -56,6 +56,13 @@ def test_models_fit_the_tokenizer_and_train_its_end_of_text(tokenizer, name) -> 
     assert row.abs().sum() > 0  # a padding index there would have stopped it
 
 
+def test_weights_are_fp32_whatever_the_config_says(tokenizer, tmp_path) -> None:
+    LlamaConfig(dtype="bfloat16", num_attention_heads=2).save_pretrained(tmp_path)
+    small = SMALL | {"intermediate_size": 32}
+    model = build_model(str(tmp_path), small, tokenizer, block_size=8, seed=0)
+    assert {param.dtype for param in model.parameters()} == {torch.float32}
+
+
 def test_weights_depend_on_the_seed_alone(tokenizer) -> None:
     one, two, other = (
         build_model("gpt2", SMALL, tokenizer, block_size=16, seed=seed).state_dict() for seed in (1, 1, 2)

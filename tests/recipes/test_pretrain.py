@@ -227,6 +227,25 @@ def test_other_plans_see_the_same_data_in_the_same_order(sandbox, finished, tmp_
     assert result_of(tmp_path / "one")["eval_loss"] != result_of(tmp_path / "two")["eval_loss"]
 
 
+def test_a_stream_trains_and_resumes(tmp_path, sandbox, finished, monkeypatch, capsys) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    texts = [path.read_text() for path in sorted(sandbox.corpus.rglob("*.txt"))] * 50
+    rows = (json.dumps({"body": text[:400]}) + "\n" for text in texts)
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    stream = shlex.split(f"--data {tmp_path}/rows.jsonl --text_column body --streaming true --generate_sample false")
+    flags = sandbox.flags(tmp_path / "run", *stream)
+    assert pretrain.main(flags) == 0
+    straight = result_of(tmp_path / "run")
+    assert straight["corpus"]["digest"] is None and straight["tokens"] == 12 * 8 * 32
+    again = [*flags, "--output_dir", str(tmp_path / "again"), "--resume_from_checkpoint"]
+    assert pretrain.main([*again, str(tmp_path / "run" / "checkpoint-8")]) == 0
+    assert result_of(tmp_path / "again")["eval_loss"] == straight["eval_loss"]
+    losses = [row["loss"] for row in rows_of(tmp_path / "run") if "loss" in row]
+    assert losses[-1] < losses[0] - 0.5
+
+
 def test_overrides_reach_the_optimizer(sandbox, tmp_path) -> None:
     short = shlex.split("--max_steps 2 --save_strategy no --save_final false --generate_sample false")
     flags = sandbox.flags(tmp_path, *short, "--overrides", '{"lm_head": {"rule": "adamw"}}')
