@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from orthoopt import kernels
 from orthoopt.coefficients import Triple, resolve_coefficients
+from orthoopt.kernels import axpy_matmul, gram, gram_polynomial
 
 NS_DTYPES: dict[str, torch.dtype | None] = {
     "auto": None,
@@ -63,16 +63,16 @@ def newton_schulz(
     table = resolve_coefficients(coefficients, steps)
     tall = x.shape[-2] > x.shape[-1]
     x = normalize(x.mT if tall else x, table.kappa).to(dtype or iteration_dtype(x))
-    gram = kernels.gram(x)
+    products = gram(x)
     if table.start == "aol":
         # Almost-orthogonal rescaling (arXiv 2512.04632): rows scaled by (Σⱼ|Aᵢⱼ|)^-½ bound ‖X‖₂ by one.
-        row_sums = gram.abs().sum(-1, keepdim=True)
+        row_sums = products.abs().sum(-1, keepdim=True)
         scale = torch.where(row_sums > 0, row_sums, 1).rsqrt()
-        x, gram = x * scale, gram * scale * scale.mT
+        x, products = x * scale, products * scale * scale.mT
     for step, (a, b, c) in enumerate(table.rows):
         if step:
-            gram = kernels.gram(x)
-        x = kernels.axpy_matmul(x, kernels.gram_polynomial(gram, b, c), a)
+            products = gram(x)
+        x = axpy_matmul(x, gram_polynomial(products, b, c), a)
     return x.mT if tall else x
 
 

@@ -33,7 +33,7 @@ def optimizer_of(rule: str, params: dict[str, nn.Parameter], **options: Any) -> 
 def set_gradients(params: dict[str, nn.Parameter], step: int, scale: float = 1.0) -> None:
     source = torch.Generator().manual_seed(1000 + step)
     for param in params.values():
-        param.grad = (scale * torch.randn(param.shape, generator=source)).to(param.dtype)
+        param.grad = (scale * torch.randn(param.shape, generator=source)).to(param.device, param.dtype)
 
 
 def run(optimizer: OrthoOpt, params: dict[str, nn.Parameter], first: int, last: int) -> None:

@@ -1,0 +1,72 @@
+"""What only a GPU can show: low-precision iterations, no host synchronisation, the same results as on the CPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from optimizers import ALL_RULES, equal, optimizer_of, parameters, run, set_gradients, snapshot
+from strategies import relative_error
+from torch import nn
+
+from orthoopt import OrthoOpt, coefficients, orthogonalize
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; run with `make gpu`"),
+]
+
+
+def on_gpu(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
+    return {name: nn.Parameter(param.detach().cuda()) for name, param in parameters(dtype).items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_updates_agree_with_the_cpu(name: str, dtype: torch.dtype) -> None:
+    gpu, cpu = on_gpu(dtype), parameters(dtype)
+    start = parameters(dtype)
+    for params in (gpu, cpu):
+        run(optimizer_of(name, params), params, 0, 3)
+    for key in cpu:
+        moved = (cpu[key] - start[key]).float()
+        # The GPU iterates in bfloat16, rounding directions by some percent; small sides average little out.
+        assert relative_error((gpu[key].cpu() - start[key]).float(), moved) < 0.15, key
+
+
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_a_step_never_waits_for_the_host_and_bad_ones_change_nothing(name: str) -> None:
+    params = on_gpu()
+    optimizer = optimizer_of(name, params)
+    run(optimizer, params, 0, 2)
+    before = snapshot(optimizer)
+    set_gradients(params, 2)
+    params["stack"].grad[0, 0, 0] = math.nan  # type: ignore[index]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert equal(before, snapshot(optimizer)) and optimizer.skipped_steps == 1
+
+
+@pytest.mark.parametrize("table", [n for n in coefficients.names() if n != "root_2048x2048"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 6e-2)])
+def test_the_iteration_against_float64(table: str, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 64, 200)
+    exact = orthogonalize(x.double(), 5, table)
+    assert relative_error(orthogonalize(x.cuda(), 5, table, dtype=dtype).cpu(), exact) < tolerance
+
+
+def test_state_and_checkpoint_stay_on_the_device() -> None:
+    param = nn.Parameter(torch.randn(8, 8, device="cuda", dtype=torch.bfloat16))
+    optimizer = OrthoOpt([{"params": [("w", param)], "rule": "adamw"}])
+    param.grad = torch.randn_like(param)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    param.grad = torch.randn_like(param)
+    optimizer.step()
+    state = optimizer.state[param]
+    assert state["exp_avg"].dtype == torch.float32 and state["exp_avg"].is_cuda
