@@ -123,10 +123,9 @@ class Explanation:
         return self.text(width=width)
 
     def _summary(self) -> Iterator[str]:
-        yield (
-            f"{_count(self.elements)} parameters in {len(self.rows)} tensor{'s' * (len(self.rows) != 1)}; plan {self.plan}, "
-            f"lr {self.lr:g}, weight decay {self.weight_decay:g}"
-        )
+        tensors = "1 tensor" if len(self.rows) == 1 else f"{len(self.rows)} tensors"
+        settings = f"plan {self.plan}, lr {self.lr:g}, weight decay {self.weight_decay:g}"
+        yield f"{_count(self.elements)} parameters in {tensors}; {settings}"
         yield ""
         shares = sorted(self.shares, key=lambda share: -share.elements)
         cells = [
