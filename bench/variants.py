@@ -90,7 +90,7 @@ def _torch_muon(named: Named) -> Optimizer:
 
 def _adamw(named: Named, **kind: bool) -> Optimizer:
     params = [p for _, p in named]
-    return torch.optim.AdamW(params, LR, BETAS, EPS, WEIGHT_DECAY, **kind)  # type: ignore[arg-type]
+    return torch.optim.AdamW(params, LR, BETAS, EPS, WEIGHT_DECAY, **kind)
 
 
 BASELINE = "torch.optim.Muon"
