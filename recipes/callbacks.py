@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -115,7 +116,16 @@ class Progress(TrainerCallback):
     ) -> None:
         """Open the bar where the run starts or resumes."""
         if state.is_world_process_zero and self.wants_bar:
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+            # A terminal that does not know its size, as containers have, would get a bar of no size.
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            self._bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                unit="step",
+                dynamic_ncols=width > 0,
+                ncols=None if width else 100,
+                nrows=None if width else 24,
+            )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advance the bar."""

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -162,7 +161,8 @@ def encoded(
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=folder.parent, prefix="building-"))
+        building = folder.with_name(f".{folder.name}.{os.getpid()}")
+        building.mkdir()
         with open(building / "train.bin", "wb") as file:
             for ids, _ in encode(corpus.train, tokenizer):
                 file.write(np.asarray(ids, dtype=dtype).tobytes())

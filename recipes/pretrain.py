@@ -40,10 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"orthoopt pretrain: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted; continue from the last checkpoint with --resume_from_checkpoint auto",
-            file=sys.stderr,
-        )
         return 130
     return 0
 
@@ -80,7 +76,12 @@ def pretrain(arguments: Arguments) -> dict[str, Any]:
     if 0 < training.max_steps <= steps and place.checkpoint is not None:
         _load_finished(trainer, place.checkpoint)
     else:
-        trainer.train(resume_from_checkpoint=None if place.checkpoint is None else str(place.checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=None if place.checkpoint is None else str(place.checkpoint))
+        except KeyboardInterrupt:
+            if training.should_save:
+                print("\n" + record.interruption(place.output), file=sys.stderr)
+            raise
     return _finish(trainer, arguments, run, place, clock)
 
 
@@ -189,7 +190,8 @@ def _finish(
         "steps": trainer.state.global_step,
         "tokens": trainer.state.num_input_tokens_seen,
         "train_seconds": clock.seconds,
-        "optimizer_seconds": trainer.role_metrics.optimizer_seconds,
+        # Of the whole run: a resumed one has not seen its first part.
+        "optimizer_seconds": None if place.checkpoint else trainer.role_metrics.optimizer_seconds,
         **{key: run[key] for key in record.RESULT_KEYS},
     }
     if not training.should_save:

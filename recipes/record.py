@@ -145,12 +145,23 @@ def footer(results: dict[str, Any], arguments: Arguments, output: Path, *, drawn
     checkpoint = last_checkpoint(output)
     if checkpoint is not None:
         lines.append(("checkpoint", str(checkpoint)))
-        command = ["orthoopt", "pretrain", "--output_dir", str(output), "--resume_from_checkpoint", "auto"]
-        lines.append(("resume", f"{shlex.join(command)}  (with this run's other options)"))
+        lines.append(("resume", f"{_resume_command(output)}  (with this run's other options)"))
     text = _table(lines)
     if sample is not None:
         text += f"\n\nsample, in {output / report.SAMPLE}\n" + "\n".join(f"  | {line}" for line in sample.splitlines())
     return "\n" + text
+
+
+def interruption(output: Path) -> str:
+    """What to do after Ctrl-C."""
+    checkpoint = last_checkpoint(output)
+    if checkpoint is None:
+        return f"interrupted before the first checkpoint; {output} can be deleted"
+    return f"interrupted; continue from {checkpoint.name}: {_resume_command(output)}  (with this run's other options)"
+
+
+def _resume_command(output: Path) -> str:
+    return shlex.join(["orthoopt", "pretrain", "--output_dir", str(output), "--resume_from_checkpoint", "auto"])
 
 
 def _table(lines: list[tuple[str, str]]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -76,9 +75,9 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees all of it or none, also when two processes write it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)
+    building = path.with_name(f".{path.name}.{os.getpid()}")
+    building.write_bytes(data)
+    os.replace(building, path)
 
 
 def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

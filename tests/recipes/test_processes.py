@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -123,22 +122,3 @@ def test_wandb_offline_gets_the_roles(sandbox, tmp_path) -> None:
     written = log.read_bytes()
     for key in (b"lr/attention", b"update_norm/embedding", b"bits_per_byte"):
         assert key in written
-
-
-def test_the_clock_does_not_count_evaluations(monkeypatch) -> None:
-    from orthoopt.recipes.callbacks import TrainingClock
-
-    now = [100.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = TrainingClock(earlier=5.0)
-    clock.on_train_begin()
-    for step, evaluating, saving in ((1.0, 0.0, 0.0), (1.0, 7.0, 3.0), (1.0, 0.0, 2.0)):
-        now[0] += step
-        clock.on_step_end()
-        if evaluating:
-            now[0] += evaluating
-            clock.on_evaluate()
-        if saving:
-            now[0] += saving
-            clock.on_save()
-    assert clock.seconds == 5.0 + 3.0
