@@ -37,6 +37,7 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
         "cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
+        "load_average": load_average(),
         "gpu": describe_gpu(device) if device.type == "cuda" else None,
         "versions": versions(),
         "git": git_state(),
@@ -74,6 +75,14 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def load_average() -> float | None:
+    """Runnable processes over the last minute; a bench wants far fewer than there are cores."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
 
 
 def describe_gpu(device: torch.device) -> dict[str, Any]:

@@ -23,6 +23,8 @@ _REPEATS = {"cpu": 40, "cuda": 100}
 _MATMUL = {"cpu": (torch.float32, 1024), "cuda": (torch.bfloat16, 8192)}  # dtype of our iteration there, size
 _COPY_MEBIBYTES = {"cpu": 128, "cuda": 2048}  # well beyond any cache
 
+_BUSY = 0.5  # load per core from which other work shows in the times
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, write step_DEVICE.json; 0, 1 if a variant was wrong, 2 for a usage error."""
@@ -48,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "shapes": {},
     }
     print(_headline(result["machine"]))
+    load, cores = result["machine"]["load_average"], result["machine"]["cores"]
+    if load is not None and load > cores * _BUSY:
+        print(f"the machine is busy (load {load:g} on {cores} cores): these times will not repeat")
     path = folder / f"step_{device.type}.json"
     for shape_set in options.sets:
         row = measure(shape_set, variants.VARIANTS, device, repeats=options.repeats, seconds=options.seconds)
