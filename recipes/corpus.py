@@ -72,6 +72,8 @@ def load_corpus(arguments: DataArguments, *, seed: int = 0) -> Corpus:
     if name.startswith("text:"):
         return text_corpus(Path(name.removeprefix("text:")), fraction)
     path = Path(name)
+    if not path.exists() and (path.suffix in (".txt", *_DATASET_SUFFIXES) or name.startswith((".", "/", "~"))):
+        raise RecipeError(f"--data {name}: there is no such file or folder")
     if path.suffix in _DATASET_SUFFIXES or (path.is_dir() and _dataset_files(path)) or not path.exists():
         from orthoopt.recipes.hub import dataset_corpus
 
@@ -164,8 +166,6 @@ def _dataset_files(path: Path) -> list[Path]:
     """The JSONL or Parquet files that a path means; empty for a Hub name."""
     if path.is_file():
         return [path]
-    if path.suffix in _DATASET_SUFFIXES:
-        raise RecipeError(f"--data {path}: there is no such file")
     files = sorted(file for file in path.rglob("*") if file.suffix in _DATASET_SUFFIXES) if path.is_dir() else []
     if len({_DATASET_SUFFIXES[file.suffix] for file in files}) > 1:
         raise RecipeError(f"--data {path}: holds JSON and Parquet files; name one kind, or use text:{path}")

@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         pretrain(parse(sys.argv[1:] if argv is None else argv))
     except RecipeError as error:
-        print(f"orthoopt pretrain: error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have the same to say
+            print(f"orthoopt pretrain: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -190,8 +190,9 @@ def test_a_hub_dataset_by_name_uses_its_validation_split(monkeypatch, streaming)
 def test_a_missing_file_and_a_dataset_that_cannot_be_loaded_are_named(monkeypatch) -> None:
     import datasets
 
-    with pytest.raises(RecipeError, match=r"nowhere\.jsonl: there is no such file"):
-        load_corpus(DataArguments(data="nowhere.jsonl"))
+    for name in ("nowhere.jsonl", "nowhere.txt", "./nowhere", "/nowhere/at/all"):
+        with pytest.raises(RecipeError, match=f"{name}: there is no such file or folder"):
+            load_corpus(DataArguments(data=name))
 
     def load_dataset(*args, **kwargs):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub")

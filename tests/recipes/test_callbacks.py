@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import orthoopt
-from orthoopt.recipes.callbacks import Progress, RoleMetrics, TrainingClock, time
-from orthoopt.recipes.trainer import PretrainArguments
+from orthoopt.recipes.arguments import PretrainArguments
+from orthoopt.recipes.callbacks import Progress, RoleMetrics, TrainingClock
 
 
 def state(step: int, **values: object) -> SimpleNamespace:
@@ -101,7 +101,7 @@ def test_learning_rates_are_read_before_the_scheduler_moves_them(arguments) -> N
 
 def test_the_clock_does_not_count_evaluations_and_checkpoints(monkeypatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
     clock = TrainingClock(earlier=5.0)
     clock.on_train_begin()
     for step, evaluating, saving in ((1.0, 0.0, 0.0), (1.0, 7.0, 3.0), (1.0, 0.0, 2.0)):
