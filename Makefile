@@ -55,7 +55,7 @@ bench: $(VENV)/.dev
 # No virtual environment and no network: a GPU machine brings its own torch.
 gpu:
 	python3 -m pip install --quiet --no-deps --no-build-isolation .
-	python3 -m pytest -q -m gpu -p no:cacheprovider tests
+	python3 -P -m pytest -q -m gpu tests/test_gpu.py
 	python3 -P -m orthoopt.bench.step --device cuda --out $(OUT)
 
 clean:
