@@ -11,6 +11,8 @@ from typing import Any
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+_TALLEST = 2.0  # nats that the picture of the grid spans at most
+
 
 def draw(result: Mapping[str, Any], path: Path) -> str:
     """Draw ``result`` as ``orthoopt.bench.pretrain.compare`` gives it; the path, or why there is no picture."""
@@ -24,6 +26,10 @@ def draw(result: Mapping[str, Any], path: Path) -> str:
         colour = _COLOURS[i % len(_COLOURS)]
         _draw_grid(rates, name, plan, colour)
         _draw_curves(curves, name, plan, colour)
+    losses = [row["validation_loss"] for plan in result["plans"].values() for row in plan["grid"]]
+    losses = [loss for loss in losses if math.isfinite(loss)]
+    if max(losses) - min(losses) > _TALLEST:  # a rate that all but diverged must not flatten the rest
+        rates.set_ylim(min(losses) - 0.05 * _TALLEST, min(losses) + _TALLEST)
     rates.set_xscale("log")
     ticks = sorted({row["learning_rate"] for plan in result["plans"].values() for row in plan["grid"]})
     rates.set_xticks(ticks, [f"{rate:g}" for rate in ticks], rotation=45, ha="right")
@@ -33,6 +39,7 @@ def draw(result: Mapping[str, Any], path: Path) -> str:
     curves.set(xlabel="step", ylabel="loss (nats per token)", title=_curves_title(result))
     curves.set_ylim(*_loss_range(result["plans"].values()))
     for axes in (rates, curves):
+        axes.title.set_fontsize(10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
@@ -91,4 +98,5 @@ def _loss_range(plans: Any) -> tuple[float, float]:
 
 def _curves_title(result: Mapping[str, Any]) -> str:
     seeds = max(len(plan["seeds"]) for plan in result["plans"].values())
-    return f"at the best: validation (points), training (thin); {seeds} seed{'s' if seeds > 1 else ''}"
+    spread = f"; bands: range of {seeds} seeds" if seeds > 1 else ""
+    return f"points: validation, thin: training{spread}"

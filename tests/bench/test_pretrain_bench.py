@@ -230,10 +230,11 @@ def test_wrong_bench_options_are_usage_errors(capsys) -> None:
 
 @pytest.mark.slow
 def test_the_real_recipe_gives_comparable_rows(lab: Lab) -> None:
-    model = "hidden_size=32,intermediate_size=64,num_hidden_layers=1,num_attention_heads=2,head_dim=16"
+    sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=1"
+    heads = "num_attention_heads=2,num_key_value_heads=1,head_dim=16"
     words = ["--plans", "adamw+embedding_x10,symmetry", "--runs", str(lab.root / "runs"), "--jobs", "2",
              "--data", f"text:{lab.root / 'corpus'}", "--cache_dir", str(lab.root / "cache"), "--vocab_size", "300",
-             "--block_size", "16", "--eval_blocks", "8", "--model_overrides", f"{model},num_key_value_heads=1", "--max_steps", "4",
+             "--block_size", "16", "--eval_blocks", "8", "--model_overrides", f"{sizes},{heads}", "--max_steps", "4",
              "--logging_steps", "1", "--eval_steps", "2", "--use_cpu", "true"]  # fmt: skip
     options, rest = pretrain._parse(words)
     _, runner, _ = pretrain._prepare(options, rest, pretrain.RECIPE)
