@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, write step_DEVICE.json; 0, 1 if a variant was wrong, 2 for a usage error."""
     options = _parse(sys.argv[1:] if argv is None else argv)
     device = torch.device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     folder = results_folder(options.out)
     result: dict[str, Any] = {
         "bench": "step",
@@ -187,7 +189,7 @@ def table(result: dict[str, Any]) -> str:
             continue
         times = "".join(f"{_milliseconds(row['seconds'][key]):>10}" for key in ("median", "p20", "p80"))
         ratio = row["times_faster_than_baseline"]
-        speed = "" if ratio is None else f"{ratio:.3g}x"
+        speed = "" if ratio is None else f"{ratio:.1f}x"
         share = f"{row['share_of_ceiling']:.0%} of {'matmul' if row['bound'] == 'matmul' else 'copy'}"
         lines.append(f"{name}{times}{row['seconds']['repeats']:>5}{speed:>9}{check}  {share}")
     ratio = result["ours_times_faster_than_baseline"]
@@ -205,7 +207,7 @@ def _milliseconds(seconds: float) -> str:
 
 def _headline(block: dict[str, Any]) -> str:
     releases = block["versions"]
-    place = block["gpu"]["name"] if block["gpu"] else f"{block['cpu']}, {block['torch_threads']} threads"
+    place = block["gpu"]["name"] if block["gpu"] else f"{block['cpu']}, threads: {block['torch_threads']}"
     return f"{place}; torch {releases['torch']}, Python {releases['python']}"
 
 
@@ -225,6 +227,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--seconds", type=_positive(float), default=60.0,
         help="a variant too slow for so many repeats gets as many as fit into this, at least 3",
     )  # fmt: skip
+    parser.add_argument("--threads", type=_positive(int), help="torch's threads, default torch's own choice")
     parser.add_argument("--out", help="folder of step_DEVICE.json; default $OUT, else bench/results")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -169,7 +169,9 @@ def test_the_command_fails_when_a_variant_is_wrong(tmp_path: Path, monkeypatch: 
     assert row["correct"] is False and row["seconds"] is None
 
 
-@pytest.mark.parametrize("words", [["--shapes", "gpt3"], ["--repeats", "0"], ["--seconds", "nan"], ["--device", "tpu"]])
+@pytest.mark.parametrize(
+    "words", [["--shapes", "gpt3"], ["--repeats", "0"], ["--seconds", "nan"], ["--threads", "0"], ["--device", "tpu"]]
+)
 def test_a_wrong_option_is_a_usage_error(words: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         step.main(words)
