@@ -47,7 +47,5 @@ class OptimizerFactory:
             lr = 1e-3 if training_args is None else float(training_args.learning_rate)
         if weight_decay is None:
             weight_decay = 0.1 if training_args is None else float(training_args.weight_decay)
-        groups = param_groups(
-            model, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options
-        )
+        groups = param_groups(model, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
         return OrthoOpt(groups, lr=lr, weight_decay=weight_decay, maximize=maximize, nonfinite=nonfinite)
