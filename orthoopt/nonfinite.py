@@ -41,3 +41,33 @@ def finite_gate(grads: Tensors) -> Tensor:
 def without_nonfinite(grads: Tensors, gate: Tensor) -> list[Tensor]:
     """New tensors: the gradients where ``gate`` is 1, zeros where it is 0 (a product would keep the NaNs)."""
     return [torch.where(gate > 0, grad, torch.zeros((), dtype=grad.dtype, device=grad.device)) for grad in grads]
+
+
+def local_part(grad: Tensor) -> Tensor:
+    """This rank's part of a distributed tensor; any other tensor itself.
+
+    Sums of shards must not be asked for their finiteness as distributed tensors: ranks would disagree.
+    """
+    to_local = getattr(grad, "to_local", None)
+    return grad if to_local is None else to_local()
+
+
+def worst_over_ranks(bad: Tensor, grads: Tensors) -> Tensor:
+    """The largest ``bad`` (0-d) over all ranks that hold parts of these gradients; reduced in place.
+
+    Ranks must take the same decision, or the shards of one step would belong to different steps.
+    """
+    meshes = {mesh: None for mesh in (getattr(grad, "device_mesh", None) for grad in grads) if mesh is not None}
+    for mesh in meshes:
+        for dimension in range(mesh.ndim):
+            torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX, mesh.get_group(dimension))
+    return bad
+
+
+def is_bad_on_any_rank(bad: bool, grads: Tensors) -> bool:
+    """The host's form of :func:`worst_over_ranks`; no communication unless a gradient is distributed."""
+    mesh = next((mesh for mesh in (getattr(grad, "device_mesh", None) for grad in grads) if mesh is not None), None)
+    if mesh is None:
+        return bad
+    flag = torch.tensor(float(bad), device=mesh.device_type)
+    return bool(worst_over_ranks(flag, grads))

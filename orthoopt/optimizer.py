@@ -16,7 +16,15 @@ from torch.optim import Optimizer
 
 from orthoopt import buckets, checkpoint, rules
 from orthoopt.groups import complete_group
-from orthoopt.nonfinite import finite_gate, first_nonfinite, host_can_read, without_nonfinite
+from orthoopt.nonfinite import (
+    finite_gate,
+    first_nonfinite,
+    host_can_read,
+    is_bad_on_any_rank,
+    local_part,
+    without_nonfinite,
+    worst_over_ranks,
+)
 from orthoopt.rules import Rule
 from orthoopt.scale import scale_factor
 from orthoopt.views import View, parse_view
@@ -152,22 +160,30 @@ class OrthoOpt(Optimizer):
     def _admit(self, work: Sequence[_Work]) -> dict[torch.device, Tensor] | None:
         """Decide whether the step may happen: None if not, else a gate for each device the host must not wait for."""
         raising = any(part.group["nonfinite"] == "raise" for part in work)
-        by_device: dict[torch.device, list[Tensor]] = {}
+        bad: str | None = None
+        seen: list[Tensor] = []
+        unseen: dict[torch.device, list[Tensor]] = {}
         for part in work:
-            if raising or host_can_read(part.params[0].device):
-                bad = first_nonfinite(part.grads)
-                if bad is not None and raising:
-                    raise FloatingPointError(f"the gradient of {part.names[bad]} is not finite")
-                if bad is not None:
-                    self._report_skip(part.names[bad])
-                    return None
-            else:
-                by_device.setdefault(part.params[0].device, []).extend(part.grads)
-        if not by_device:
+            device, grads = part.params[0].device, [local_part(grad) for grad in part.grads]
+            if not (raising or host_can_read(device)):
+                unseen.setdefault(device, []).extend(grads)
+                continue
+            seen += part.grads
+            index = first_nonfinite(grads) if bad is None else None
+            bad = bad if index is None else part.names[index]
+        if is_bad_on_any_rank(bad is not None, seen):
+            name = bad or "a parameter on another rank"
+            if raising:
+                raise FloatingPointError(f"the gradient of {name} is not finite")
+            self._report_skip(name)
+            return None
+        if not unseen:
             return {}
-        gate = torch.stack([g.to(next(iter(by_device))) for g in map(finite_gate, by_device.values())]).amin()
+        gates = [finite_gate(grads) for grads in unseen.values()]
+        gate = torch.stack([one.to(gates[0].device, non_blocking=True) for one in gates]).amin()
+        gate = 1 - worst_over_ranks(1 - gate, [grad for part in work for grad in part.grads])
         self._skipped = self._skipped + (1 - gate)
-        return {device: gate.to(device, non_blocking=True) for device in by_device}
+        return {device: gate.to(device, non_blocking=True) for device in unseen}
 
     def _report_skip(self, name: str) -> None:
         self._skipped = count = int(self._skipped) + 1

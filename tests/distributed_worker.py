@@ -1,0 +1,109 @@
+"""One rank of the tests in test_distributed.py, started by torchrun: ``distributed_worker.py CHECK``."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+import orthoopt
+from orthoopt import OrthoOpt, param_groups
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 8), nn.LayerNorm(8))
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.randint(16, (8,), generator=torch.Generator().manual_seed(step))
+
+
+def loss_of(network: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    return (network(tokens) * torch.linspace(-1, 1, 8)).square().mean()
+
+
+def alone(plan: str) -> dict[str, torch.Tensor]:
+    network = model()
+    optimizer = OrthoOpt(param_groups(network, plan, lr=0.02))
+    for step in range(4):
+        optimizer.zero_grad()
+        loss_of(network, batch(step)).backward()
+        optimizer.step()
+    return dict(network.state_dict())
+
+
+def ddp_equals_one_process() -> None:
+    """Averaged gradients of half batches are the gradient of the whole: the same parameters, on every rank."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    for plan in orthoopt.plans.names():
+        network = DistributedDataParallel(model())
+        optimizer = OrthoOpt(param_groups(network, plan, lr=0.02))
+        for step in range(4):
+            optimizer.zero_grad()
+            loss_of(network, batch(step).chunk(size)[rank]).backward()
+            optimizer.step()
+        for name, expected in alone(plan).items():
+            # float32 sums of another order, magnified by AdamW's division and by the iteration in weak directions.
+            torch.testing.assert_close(network.module.state_dict()[name], expected, atol=2e-5, rtol=2e-4)
+
+
+def shards_are_refused_or_right() -> None:
+    """FSDP2: elementwise rules work on shards; a rule that needs the whole matrix refuses one, by name."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    network = model()
+    fully_shard(network, mesh=mesh)
+    optimizer = OrthoOpt(param_groups(network, "adamw", lr=0.02))
+    for step in range(4):
+        optimizer.zero_grad()
+        loss_of(network, batch(step)).backward()
+        optimizer.step()
+    for (name, param), expected in zip(network.named_parameters(), alone("adamw").values(), strict=True):
+        assert isinstance(param, DTensor), name
+        torch.testing.assert_close(param.full_tensor(), expected, atol=2e-5, rtol=2e-4)
+
+    optimizer = OrthoOpt(param_groups(network, "muon", lr=0.02))
+    loss_of(network, batch(0)).backward()
+    before = [param.detach().to_local().clone() for param in network.parameters()]
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        assert "1.weight is sharded" in str(error) and "'spectral'" in str(error), error
+    else:
+        raise AssertionError("a shard was updated as if it were the matrix")
+    after = [param.detach().to_local() for param in network.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not optimizer.state
+
+
+def a_bad_gradient_on_one_rank_skips_on_every_rank() -> None:
+    """Under FSDP2 one rank alone may hold the NaN; all must skip, or the shards of one step would disagree."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    network = model()
+    fully_shard(network, mesh=mesh)
+    optimizer = OrthoOpt(param_groups(network, "adamw", lr=0.02))
+    loss_of(network, batch(0)).backward()
+    if dist.get_rank() == 1:
+        gradient = network[1].weight.grad
+        assert gradient is not None
+        gradient.to_local()[0, 0] = float("nan")
+    before = [param.detach().to_local().clone() for param in network.parameters()]
+    optimizer.step()
+    after = [param.detach().to_local() for param in network.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert optimizer.skipped_steps == 1
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    try:
+        globals()[sys.argv[1]]()
+    finally:
+        dist.destroy_process_group()
