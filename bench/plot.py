@@ -42,7 +42,7 @@ def draw(result: Mapping[str, Any], path: Path) -> str:
         axes.title.set_fontsize(10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+    curves.legend(frameon=False)  # one for both: colours are the same, and here no line is in its way
     figure.suptitle(
         f"{result['model']}, {result['parameters'] / 1e6:.1f}M parameters, {result['steps']} steps, "
         f"{result['tokens'] / 1e6:.2g}M tokens of {result['corpus']['name']}",
