@@ -9,7 +9,7 @@ OUT ?= bench/results
 .PHONY: help demo test test-slow check format bench gpu clean
 
 help:
-	@echo "make demo       train a small language model on the embedded corpus, about three minutes on two cores"
+	@echo "make demo       train a small language model on the embedded corpus, a few minutes on two cores"
 	@echo "make test       the test suite, under 12 minutes on two cores"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make check      ruff and mypy"
@@ -56,7 +56,7 @@ bench: $(VENV)/.dev
 # No virtual environment and no network: a GPU machine brings its own torch.
 gpu:
 	python3 -m pip install --quiet --no-deps --no-build-isolation .
-	python3 -P -m pytest -q -m gpu tests/test_gpu.py
+	python3 -P -m pytest -q -m gpu tests/test_gpu.py tests/bench/test_step.py
 	python3 -P -m orthoopt.bench.step --device cuda --out $(OUT)
 
 clean:

@@ -158,7 +158,7 @@ class OrthoOpt(Optimizer):
         return loss
 
     def _admit(self, work: Sequence[_Work]) -> dict[torch.device, Tensor] | None:
-        """Decide whether the step may happen: None if not, else a gate for each device the host must not wait for."""
+        """Decide whether the step may happen: None if not, else a gate a device if the host must not wait to know."""
         raising = any(part.group["nonfinite"] == "raise" for part in work)
         bad: str | None = None
         seen: list[Tensor] = []
@@ -183,7 +183,9 @@ class OrthoOpt(Optimizer):
         gate = torch.stack([one.to(gates[0].device, non_blocking=True) for one in gates]).amin()
         gate = 1 - worst_over_ranks(1 - gate, [grad for part in work for grad in part.grads])
         self._skipped = self._skipped + (1 - gate)
-        return {device: gate.to(device, non_blocking=True) for device in unseen}
+        # Parameters that the host could check skip along: a step happens everywhere or nowhere.
+        devices = {part.params[0].device for part in work}
+        return {device: gate.to(device, non_blocking=not host_can_read(device)) for device in devices}
 
     def _report_skip(self, name: str) -> None:
         self._skipped = count = int(self._skipped) + 1

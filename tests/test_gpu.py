@@ -42,7 +42,7 @@ def test_a_step_never_waits_for_the_host_and_bad_ones_change_nothing(name: str) 
     run(optimizer, params, 0, 2)
     before = snapshot(optimizer)
     set_gradients(params, 2)
-    params["stack"].grad[0, 0, 0] = math.nan  # type: ignore[index]
+    params["stack"].grad[0, 0, 0] = math.nan
     torch.cuda.set_sync_debug_mode("error")
     try:
         optimizer.step()
@@ -58,6 +58,19 @@ def test_the_iteration_against_float64(table: str, dtype: torch.dtype, tolerance
     x = torch.randn(3, 64, 200)
     exact = orthogonalize(x.double(), 5, table)
     assert relative_error(orthogonalize(x.cuda(), 5, table, dtype=dtype).cpu(), exact) < tolerance
+
+
+def test_a_bad_gradient_on_the_gpu_stops_parameters_on_the_cpu_too() -> None:
+    here, there = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4, device="cuda"))
+    optimizer = OrthoOpt([{"params": [("here", here), ("there", there)], "rule": "spectral"}])
+    for bad in (False, True, False):
+        here.grad, there.grad = torch.randn(4, 4), torch.randn(4, 4, device="cuda")
+        if bad:
+            there.grad[1, 2] = math.inf
+        before = snapshot(optimizer)
+        optimizer.step()
+        assert equal(before, snapshot(optimizer)) is bad
+    assert optimizer.skipped_steps == 1
 
 
 def test_state_and_checkpoint_stay_on_the_device() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -170,7 +172,7 @@ def test_normalize_divides_by_kappa_and_norm() -> None:
         (lambda: orthogonalize(torch.zeros(3, 3), 5, []), ValueError, "at least one"),
     ],
 )
-def test_bad_input_is_named(call, error, message) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input_is_named(call: Callable[[], Tensor], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
 

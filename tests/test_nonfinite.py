@@ -55,7 +55,7 @@ def test_a_bad_first_step_leaves_an_optimizer_as_new(name: str, path: str) -> No
     params, other_params = parameters(), parameters()
     optimizer, other = optimizer_of(name, params), optimizer_of(name, other_params)
     set_gradients(params, 5)
-    params["wide"].grad.fill_(math.nan)  # type: ignore[union-attr]
+    params["wide"].grad.fill_(math.nan)
     optimizer.step()
     run(optimizer, params, 0, 2)
     run(other, other_params, 0, 2)
@@ -80,7 +80,7 @@ def test_raise_names_the_parameter_and_changes_nothing(name: str, path: str) -> 
     run(optimizer, params, 0, 1)
     before = snapshot(optimizer)
     set_gradients(params, 1)
-    params["tall"].grad[0, 0] = math.inf  # type: ignore[index]
+    params["tall"].grad[0, 0] = math.inf
     with pytest.raises(FloatingPointError, match="gradient of tall is not finite"):
         optimizer.step()
     assert equal(before, snapshot(optimizer)) and optimizer.skipped_steps == 0
@@ -90,7 +90,7 @@ def test_skips_are_reported_first_and_then_rarely() -> None:
     params = parameters()
     optimizer = optimizer_of("spectral", params)
     set_gradients(params, 0)
-    params["tall"].grad[0, 0] = math.nan  # type: ignore[index]
+    params["tall"].grad[0, 0] = math.nan
     with pytest.warns(RuntimeWarning, match=r"gradient of tall is not finite.*\(1 skipped") as caught:
         for _ in range(5):
             optimizer.step()

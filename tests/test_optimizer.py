@@ -158,7 +158,7 @@ def test_a_zero_gradient_without_decay_moves_nothing(name: str) -> None:
 
 
 def quadratic(params: dict[str, nn.Parameter]) -> torch.Tensor:
-    return sum((p.double() ** 2).mean() for p in params.values())  # type: ignore[return-value]
+    return sum((p.double() ** 2).mean() for p in params.values())
 
 
 SCHEDULERS = {
@@ -218,7 +218,7 @@ def test_low_precision_parameters_get_the_float32_update_rounded_once(name: str)
     set_gradients(half, 0)
     for key in half:
         assert half[key].grad is not None
-        full[key].grad = half[key].grad.float()  # type: ignore[union-attr]
+        full[key].grad = half[key].grad.float()
     a.step()
     b.step()
     for key in half:

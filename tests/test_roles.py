@@ -215,7 +215,7 @@ def test_what_nothing_speaks_for_is_unknown() -> None:
 )
 def test_other_things_are_refused(params: object, because: str) -> None:
     with pytest.raises(TypeError, match=because):
-        roles(params)  # type: ignore[arg-type]
+        roles(params)
 
 
 def test_deciding_needs_no_transformers() -> None:

@@ -120,7 +120,7 @@ def _no_decay(named: variants.Named) -> torch.optim.Optimizer:
 
 
 class _ToNaN(torch.optim.SGD):
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for param in group["params"]:
                 param.detach().fill_(float("nan"))
