@@ -8,8 +8,8 @@ from orthoopt import hf, plans, rules
 from orthoopt.dispatch import param_groups
 from orthoopt.explain import explain
 from orthoopt.named import Muon, RowNorm, Symmetry
-from orthoopt.newton_schulz import orthogonalize
 from orthoopt.optimizer import OrthoOpt
+from orthoopt.polar import orthogonalize
 from orthoopt.roles import roles
 
 __version__ = "0.1.0"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from orthoopt.rules import Rule
+from orthoopt.rules import Rule, hashable
+from orthoopt.weight_decay import shrink_cautiously
 
 MAX_ELEMENTS = 2**25
 """The most elements stacked into one call, which bounds the memory of a step; a single matrix may exceed it."""
@@ -25,6 +26,12 @@ class Item(NamedTuple):
     """What the update is subtracted from; same shape as ``matrix``."""
     factor: float | Tensor
     """Learning rate times scale; a 0-d tensor where it lives on the device."""
+    state: dict[str, Tensor] = {}
+    """What the rule remembers about these matrices; moved in place."""
+    decay: float | Tensor = 0.0
+    """Cautious weight decay, learning rate times coefficient."""
+    gate: Tensor | None = None
+    """0-d, 1 or 0: whether state may move; None means yes."""
 
 
 def apply(items: Iterable[Item]) -> None:
@@ -41,23 +48,22 @@ def apply(items: Iterable[Item]) -> None:
 def _bounded(item: Item) -> Iterator[Item]:
     """The item oriented for its bucket, cut along its batch where it is larger than a bucket may be."""
     matrix, target = item.matrix, item.target
-    if item.rule.transposable and matrix.shape[-2] > matrix.shape[-1]:
+    if item.rule.transposable(item.options) and matrix.shape[-2] > matrix.shape[-1]:
         matrix, target = matrix.mT, target.mT
+    item = item._replace(matrix=matrix, target=target)
     if matrix.ndim == 2 or matrix.numel() <= MAX_ELEMENTS:
-        yield item._replace(matrix=matrix, target=target)
+        yield item
         return
     size = max(1, MAX_ELEMENTS * matrix.shape[0] // matrix.numel())
-    for m, t in zip(matrix.split(size), target.split(size), strict=True):
-        yield item._replace(matrix=m, target=t)
+    for start in range(0, matrix.shape[0], size):
+        part = slice(start, start + size)
+        state = {key: value[part] for key, value in item.state.items()}
+        yield item._replace(matrix=matrix[part], target=target[part], state=state)
 
 
 def _key(item: Item) -> tuple[Any, ...]:
-    chosen = tuple(_hashable(item.options[name]) for name in item.rule.direction_options)
+    chosen = tuple(hashable(item.options[name]) for name in item.rule.direction_options)
     return item.rule.name, chosen, item.matrix.shape[-2:], item.matrix.dtype, item.matrix.device
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(_hashable(inner) for inner in value) if isinstance(value, list | tuple) else value
 
 
 def _chunks(bucket: list[Item]) -> Iterator[list[Item]]:
@@ -73,18 +79,32 @@ def _chunks(bucket: list[Item]) -> Iterator[list[Item]]:
 
 
 def _apply_chunk(chunk: list[Item]) -> None:
-    rule, options = chunk[0].rule, chunk[0].options
-    rows, cols = chunk[0].matrix.shape[-2:]
-    if len(chunk) == 1:
-        stacked = chunk[0].matrix
-    elif all(item.matrix.ndim == 2 for item in chunk):
-        stacked = torch.stack([item.matrix for item in chunk])
-    else:
-        stacked = torch.cat([item.matrix.reshape(-1, rows, cols) for item in chunk])
-    directions = rule.direct(stacked, options).to(chunk[0].target.dtype).reshape(-1, rows, cols)
+    first = chunk[0]
+    state = {key: _stack([(item.state[key], item.matrix.ndim - 2) for item in chunk]) for key in first.state}
+    stacked = _stack([(item.matrix, item.matrix.ndim - 2) for item in chunk])
+    updates, moved = first.rule.move(stacked, state, first.options)
     counts = [item.matrix.shape[:-2].numel() for item in chunk]
-    updates = [part.reshape(item.target.shape) for part, item in zip(directions.split(counts), chunk, strict=True)]
-    subtract([item.target for item in chunk], updates, [item.factor for item in chunk])
+    for key, value in moved.items():
+        if value is not state[key]:
+            _write_state([item.state[key] for item in chunk], value.split(counts), first.gate)
+    parts = updates.to(first.target.dtype).split(counts)
+    shaped = [part.reshape(item.target.shape) for part, item in zip(parts, chunk, strict=True)]
+    for item, update in zip(chunk, shaped, strict=True):
+        if isinstance(item.decay, Tensor) or item.decay != 0:
+            shrink_cautiously(item.target, update, item.decay)
+    subtract([item.target for item in chunk], shaped, [item.factor for item in chunk])
+
+
+def _stack(tensors: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """One tensor out of many, each given with its number of leading batch dimensions, which become one."""
+    flat = [tensor.reshape(tensor.shape[:dims].numel(), *tensor.shape[dims:]) for tensor, dims in tensors]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def _write_state(targets: Iterable[Tensor], values: Iterable[Tensor], gate: Tensor | None) -> None:
+    for target, value in zip(targets, values, strict=True):
+        value = value.reshape(target.shape)
+        target.copy_(value if gate is None else torch.where(gate > 0, value, target))
 
 
 def subtract(targets: list[Tensor], updates: list[Tensor], factors: list[float | Tensor]) -> None:

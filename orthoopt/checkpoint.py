@@ -8,14 +8,18 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from orthoopt import rules
+from orthoopt.matrix_state import expected_state
+from orthoopt.views import parse_view
+
 Loader = Callable[[dict[str, Any]], None]
 
 
 def load(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Loader) -> None:
     """Run torch's own ``load_state_dict`` on a state dict brought into this optimizer's order, then undo its casts.
 
-    torch matches by position, and casts floating point state to the dtype of the parameter: float32 moments of
-    bfloat16 parameters would come back rounded (pytorch/pytorch#43706).
+    torch matches by position, and casts state to the dtype of the parameter: float32 moments of bfloat16 parameters
+    would come back rounded (pytorch/pytorch#43706), indices as floating point numbers.
     """
     matched: dict[str, Any] = {}
 
@@ -32,7 +36,7 @@ def load(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Loader) -
     for group, saved_group in zip(optimizer.param_groups, matched["param_groups"], strict=True):
         for param, index in zip(group["params"], saved_group["params"], strict=True):
             for key, value in matched["state"].get(index, {}).items():
-                if isinstance(value, Tensor) and value.is_floating_point() and key != "step":
+                if isinstance(value, Tensor) and key != "step":
                     optimizer.state[param][key] = value.detach().to(param.device).clone()
 
 
@@ -52,7 +56,7 @@ def arrange(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
     for group, saved in zip(groups, saved_groups, strict=True):
         names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
         for name, param, index in zip(names, group["params"], saved["params"], strict=True):
-            _check_shapes(name, param, state_dict["state"].get(index, {}))
+            _check_shapes(name, param, {**group, **saved}, state_dict["state"].get(index, {}))
     return {**state_dict, "param_groups": saved_groups}
 
 
@@ -98,13 +102,15 @@ def _check_positions(groups: list[dict[str, Any]], saved_groups: list[dict[str, 
         )
 
 
-def _check_shapes(name: str, param: Tensor, state: Mapping[str, Any]) -> None:
-    for key in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
+def _check_shapes(name: str, param: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    rule = rules.get(group["rule"])
+    expected = expected_state(rule, param, parse_view(group["view"]), rule.options(group))
+    for key, like in expected.items():
         value = state.get(key)
-        if isinstance(value, Tensor) and value.shape != param.shape:
+        if isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape != like.shape and key != "step":
             raise ValueError(
-                f"state {key!r} of {name} has shape {tuple(value.shape)}, the parameter {tuple(param.shape)}; "
-                "nothing was loaded"
+                f"state {key!r} of {name} has shape {tuple(value.shape)}, this optimizer's {tuple(like.shape)} (the "
+                f"parameter is {tuple(param.shape)}); nothing was loaded"
             )
 
 

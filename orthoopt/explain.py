@@ -15,6 +15,7 @@ from torch import Tensor
 
 from orthoopt import rules
 from orthoopt.dispatch import Overrides, Params, assign
+from orthoopt.matrix_state import expected_state
 from orthoopt.views import parse_view
 
 _NUMBER = re.compile(r"(?<![^.\[])\d+(?=[.\]]|$)")  # a path component, or the index of a bare tensor
@@ -171,30 +172,38 @@ def explain(
     rows = []
     for position, (name, param, role, view, reason, group) in enumerate(assignments):
         rule, shape = group["rule"], tuple(param.shape)
-        key = (shape, param.dtype, repr(sorted(group.items(), key=lambda item: item[0])))
+        view = view if rules.get(rule).is_matrix else "vector"
+        key = (shape, param.dtype, view, repr(sorted(group.items(), key=lambda item: item[0])))
         if key not in sizes:
-            sizes[key] = _state_bytes(rule, shape, param.dtype, group)
+            sizes[key] = _state_bytes(rule, param, view, group)
         rows.append(
             Row(
                 name=f"params[{position}]" if name is None else name,
                 shape=shape,
                 role=role,
-                view=view if rules.get(rule).is_matrix else "vector",
+                view=view,
                 rule=rule,
                 lr=float(group["lr"]),
                 weight_decay=float(group["weight_decay"]),
-                reason=reason,
+                reason=reason + _notes(rules.get(rule), shape, view, group),
                 state_bytes=sizes[key],
             )
         )
     return Explanation(rows, plan if isinstance(plan, str) else "custom", float(lr), float(weight_decay))
 
 
-def _state_bytes(rule: str, shape: tuple[int, ...], dtype: torch.dtype, options: Mapping[str, Any]) -> int:
+def _state_bytes(rule: str, param: Tensor, view: str, options: Mapping[str, Any]) -> int:
     """Bytes of the state of one parameter; low-precision parameters have fp32 state."""
-    wide = torch.promote_types(dtype, torch.float32)
-    state = rules.get(rule).init(torch.empty(shape, dtype=wide, device="meta"), options)
+    state = expected_state(rules.get(rule), param, parse_view(view), options)
     return sum(v.numel() * v.element_size() for v in state.values() if isinstance(v, Tensor))
+
+
+def _notes(rule: rules.Rule, shape: tuple[int, ...], view: str, options: Mapping[str, Any]) -> str:
+    """What the rule has to say about the matrices of a parameter, each thing once, after a semicolon."""
+    if not rule.is_matrix:
+        return ""
+    notes = dict.fromkeys(rule.note(piece[-2], piece[-1], options) for piece in parse_view(view).piece_shapes(shape))
+    return "".join(f"; {note}" for note in notes if note)
 
 
 def _collapse(rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:

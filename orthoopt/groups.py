@@ -11,8 +11,7 @@ from torch import Tensor
 from orthoopt import rules
 from orthoopt.scale import check_scale
 from orthoopt.views import parse_view
-
-DEFAULT_SCALE = "match_rms_adamw"
+from orthoopt.weight_decay import check_mode
 
 OPTIMIZER_KEYS = (
     "params",
@@ -23,6 +22,7 @@ OPTIMIZER_KEYS = (
     "scale",
     "lr",
     "weight_decay",
+    "weight_decay_mode",
     "maximize",
     "nonfinite",
 )
@@ -68,13 +68,14 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
     complete.pop("param_names", None)
     if rule.is_matrix:
         complete.setdefault("view", _default_view(tensor for _, tensor in pairs))
-        complete.setdefault("scale", DEFAULT_SCALE)
+        complete.setdefault("scale", rule.default_scale)
         check_scale(complete["scale"], where)
     else:
         complete["view"] = "vector"
         if "scale" in group:
             raise TypeError(f"{where}: 'scale' is for matrix rules, the rule is {rule.name!r}")
     _check_numbers(complete, where)
+    check_mode(complete["weight_decay_mode"], where)
     rule.validate(complete, where)
     view = parse_view(complete["view"])
     if rule.is_matrix and not view.is_matrix:

@@ -24,42 +24,17 @@ NS_DTYPES: dict[str, torch.dtype | None] = {
 }
 
 
-@torch.no_grad()
-def orthogonalize(
-    x: Tensor,
-    steps: int = 5,
-    coefficients: str | Triple | Sequence[Triple] = "polar_express",
-    *,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """The polar factor U Vᵀ of each matrix, to the accuracy of the coefficients; the input is never written.
-
-    Args:
-        x: ``(..., rows, cols)``, real floating point; leading dimensions are a batch.
-        steps: Newton-Schulz iterations, at least 1.
-        coefficients: the name of a table (``orthoopt.coefficients.names()``), one triple (a, b, c) used in every
-            step, or a sequence of triples of which the last repeats.
-        dtype: dtype of the iteration. By default float64 for float64 input, float32 on CPUs, and on CUDA devices
-            bfloat16 where the hardware has it. The norm is always taken in float32 or wider.
-
-    Returns:
-        A new tensor with the shape and dtype of ``x``. Zero matrices give exact zeros; null directions stay null.
-
-    Raises:
-        TypeError: ``x`` is complex or an integer tensor.
-        ValueError: fewer than two dimensions, an unknown table, or a number of steps the table does not allow.
-    """
-    if not x.is_floating_point():
-        raise TypeError(f"orthogonalize needs a real floating point tensor, got dtype {x.dtype}")
-    if x.ndim < 2:
-        raise ValueError(f"orthogonalize needs (..., rows, cols), got shape {tuple(x.shape)}")
-    return newton_schulz(x, steps, coefficients, dtype).to(x.dtype)
-
-
 def newton_schulz(
     x: Tensor, steps: int, coefficients: str | Triple | Sequence[Triple], dtype: torch.dtype | None = None
 ) -> Tensor:
-    """:func:`orthogonalize` without its checks; the result keeps the dtype of the iteration."""
+    """The polar factor of each matrix to the accuracy of the coefficients, in the dtype of the iteration.
+
+    Args:
+        x: ``(..., rows, cols)``; never written.
+        steps: iterations.
+        coefficients: a table's name, one triple (a, b, c), or several of which the last repeats.
+        dtype: of the iteration; None chooses by device, see :func:`iteration_dtype`.
+    """
     table = resolve_coefficients(coefficients, steps)
     tall = x.shape[-2] > x.shape[-1]
     x = normalize(x.mT if tall else x, table.kappa).to(dtype or iteration_dtype(x))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from orthoopt import buckets, checkpoint, rules
+from orthoopt import buckets, checkpoint, matrix_state, rules
 from orthoopt.groups import complete_group
 from orthoopt.nonfinite import (
     finite_gate,
@@ -28,6 +28,7 @@ from orthoopt.nonfinite import (
 from orthoopt.rules import Rule
 from orthoopt.scale import scale_factor
 from orthoopt.views import View, parse_view
+from orthoopt.weight_decay import shrink, shrink_cautiously
 
 NONFINITE = ("skip", "raise")
 
@@ -56,6 +57,7 @@ class OrthoOpt(Optimizer):
         lr: learning rate of groups without their own, a number or a one-element tensor. With the default scale an
             AdamW learning rate carries over.
         weight_decay: decoupled: ``W ← (1 − lr·weight_decay)·W`` before the update, for groups without their own.
+        weight_decay_mode: ``"decoupled"``, ``"independent"`` or ``"cautious"``, see :mod:`orthoopt.weight_decay`.
         maximize: ascend instead of descend.
         nonfinite: what a gradient with an infinity or a NaN does. ``"skip"``: that step changes nothing, and is
             counted in :attr:`skipped_steps`; accelerators are not waited for. ``"raise"``: FloatingPointError naming
@@ -72,12 +74,16 @@ class OrthoOpt(Optimizer):
         lr: float | Tensor = 1e-3,
         weight_decay: float = 0.1,
         *,
+        weight_decay_mode: str = "decoupled",
         maximize: bool = False,
         nonfinite: str = "skip",
     ) -> None:
         if nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite={nonfinite!r} must be one of {', '.join(map(repr, NONFINITE))}")
-        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "nonfinite": nonfinite}
+        defaults = {
+            "lr": lr, "weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode, "maximize": maximize,
+            "nonfinite": nonfinite,
+        }  # fmt: skip
         self._skipped: int | Tensor = 0
         super().__init__(params, defaults)  # type: ignore[arg-type]  # torch wants dict where a Mapping will do
         # Cyclic schedulers look for one of these among the defaults, and cycle it in every group.
@@ -94,6 +100,7 @@ class OrthoOpt(Optimizer):
         for group in self.param_groups:
             group.setdefault("maximize", False)
             group.setdefault("nonfinite", "skip")
+            group.setdefault("weight_decay_mode", "decoupled")
             for name, default in rules.get(group["rule"]).defaults.items():
                 group.setdefault(name, default)
             for param in group["params"]:
@@ -114,9 +121,9 @@ class OrthoOpt(Optimizer):
     def init_state(self) -> None:
         """Create the state of every parameter now, as some frameworks want before the first step."""
         for group in self.param_groups:
-            rule = rules.get(group["rule"])
+            rule, view = rules.get(group["rule"]), parse_view(group["view"])
             for param in group["params"]:
-                self._state_of(param, _computed(param.detach()), rule, group)
+                self._state_of(param, _computed(param.detach()), rule, view, rule.options(group))
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -200,7 +207,8 @@ class OrthoOpt(Optimizer):
         """Move state, decay, and apply an elementwise rule; returns the matrices still to be directed."""
         group, rule, options = part.group, part.rule, part.options
         states = [
-            self._state_of(param, master, rule, group) for param, master in zip(part.params, masters, strict=True)
+            self._state_of(param, master, rule, part.view, options)
+            for param, master in zip(part.params, masters, strict=True)
         ]
         grads = [_computed(grad) for grad in part.grads]
         if gate is not None:
@@ -210,10 +218,9 @@ class OrthoOpt(Optimizer):
         signal = rule.accumulate(grads, states, options, gate)
 
         lr = _learning_rate(group["lr"], masters[0].device, gate)
-        if group["weight_decay"] != 0:
-            torch._foreach_mul_(masters, 1 - lr * group["weight_decay"])
+        cautious = shrink(masters, group, lr)
         if not rule.is_matrix:
-            _apply_elementwise(masters, signal, lr)
+            _apply_elementwise(masters, signal, lr, cautious)
             return []
         assert rule.rms is not None
         items = []
@@ -221,18 +228,19 @@ class OrthoOpt(Optimizer):
         for i, (numerator, master) in enumerate(zip(signal.numerators, masters, strict=True)):
             if not part.view.shares_memory(master):
                 masters[i] = master = master.contiguous()  # written back with the low-precision parameters
-            for matrix, target in zip(part.view.pieces(numerator), part.view.pieces(master), strict=True):
+            own = matrix_state.of_pieces(rule, states[i], master, part.view, options)
+            for matrix, target, state in zip(part.view.pieces(numerator), part.view.pieces(master), own, strict=True):
                 shape = (matrix.shape[-2], matrix.shape[-1])
                 if shape not in factors:
                     factors[shape] = lr * scale_factor(group["scale"], *shape, rule.rms(*shape, options))
-                items.append(buckets.Item(rule, options, matrix, target, factors[shape]))
+                items.append(buckets.Item(rule, options, matrix, target, factors[shape], state, cautious, gate))
         return items
 
-    def _state_of(self, param: Tensor, like: Tensor, rule: Rule, group: dict[str, Any]) -> dict[str, Any]:
+    def _state_of(self, param: Tensor, like: Tensor, rule: Rule, view: View, options: dict[str, Any]) -> dict[str, Any]:
         """The parameter's state, created at first sight; keys that others put there are left alone."""
         state = self.state[param]
-        if not rule.state_keys <= state.keys():
-            for key, value in rule.init(like, group).items():
+        if not matrix_state.state_keys(rule, tuple(like.shape), view, options) <= state.keys():
+            for key, value in matrix_state.new_state(rule, like, view, options).items():
                 state.setdefault(key, value)
         return state
 
@@ -301,8 +309,13 @@ def _check_gradient(name: str, param: Tensor, rule: Rule) -> None:
         )
 
 
-def _apply_elementwise(masters: list[Tensor], signal: rules.Signal, lr: float | Tensor) -> None:
+def _apply_elementwise(
+    masters: list[Tensor], signal: rules.Signal, lr: float | Tensor, cautious: float | Tensor
+) -> None:
     numerators, denominators, divisors = signal
+    if isinstance(cautious, Tensor) or cautious != 0:
+        for master, numerator in zip(masters, numerators, strict=True):
+            shrink_cautiously(master, numerator, cautious)  # denominators are positive: the sign is the update's
     if denominators is not None and not isinstance(lr, Tensor):
         # torch.optim.AdamW's own last operation, so that results agree to the last bit.
         scalars = [-(lr / divisor) for divisor in divisors or [1.0] * len(masters)]

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from orthoopt import rules
-from orthoopt.groups import DEFAULT_SCALE
 from orthoopt.roles import ROLES
 from orthoopt.scale import check_scale
+from orthoopt.weight_decay import check_mode
 
 Entry: TypeAlias = dict[str, Any]
 Plan: TypeAlias = dict[str, Entry]
@@ -22,7 +22,7 @@ Plan: TypeAlias = dict[str, Entry]
 MATRIX_ROLES = ("attention", "mlp_in", "mlp_out", "expert_in", "expert_out", "conv", "hidden")
 """Roles whose gradient is a linear map between two feature spaces: orthogonal on both sides."""
 
-_SHELL_KEYS = ("rule", "scale", "lr_multiplier", "lr", "weight_decay")
+_SHELL_KEYS = ("rule", "scale", "lr_multiplier", "lr", "weight_decay", "weight_decay_mode")
 
 _ADAMW: Entry = {"rule": "adamw"}
 # Norms, biases and scalars are not decayed: their scale means something.
@@ -101,12 +101,15 @@ def check_entry(entry: Mapping[str, Any], where: str) -> Entry:
         if not rule.is_matrix:
             raise TypeError(f"{where}: 'scale' is for matrix rules, the rule is {rule.name!r}")
         check_scale(entry["scale"], where)
+    check_mode(entry.get("weight_decay_mode", "decoupled"), where)
     rule.validate({**rule.defaults, **entry}, where)
     return copy.deepcopy(dict(entry))
 
 
 def with_options(plan: Plan, options: Mapping[str, Any]) -> Plan:
-    """The plan with each option given to every entry whose rule has it; ``scale`` goes to matrix rules.
+    """The plan with each option given to every entry whose rule has it.
+
+    ``scale`` goes to matrix rules, ``weight_decay_mode`` to all.
 
     Raises:
         TypeError: an option that no rule of the plan knows.
@@ -115,13 +118,14 @@ def with_options(plan: Plan, options: Mapping[str, Any]) -> Plan:
     taken: set[str] = set()
     for role, entry in changed.items():
         rule = rules.get(entry["rule"])
-        known = {*rule.defaults, "scale"} if rule.is_matrix else set(rule.defaults)
+        known = {*rule.defaults, "weight_decay_mode"} | ({"scale"} if rule.is_matrix else set())
         mine = {name: value for name, value in options.items() if name in known}
         taken |= mine.keys()
         changed[role] = check_entry({**entry, **mine}, f"role {role!r}")
     for name in options:
         if name not in taken:
-            known = {o for entry in plan.values() for o in rules.get(entry["rule"]).defaults} | {"scale"}
+            known = {o for entry in plan.values() for o in rules.get(entry["rule"]).defaults}
+            known |= {"scale", "weight_decay_mode"}
             raise TypeError(f"no rule of the plan has an option {name!r}{_near(name, known)} Options: {sorted(known)}")
     return changed
 
@@ -136,9 +140,10 @@ def group_options(entry: Mapping[str, Any], lr: Any, weight_decay: float) -> dic
         # A tensor learning rate stays the very tensor, so that filling it moves the group.
         "lr": lr if multiplier == 1 else lr * multiplier,
         "weight_decay": entry.get("weight_decay", weight_decay),
+        "weight_decay_mode": entry.get("weight_decay_mode", "decoupled"),
     }
     if rule.is_matrix:
-        shell["scale"] = entry.get("scale", DEFAULT_SCALE)
+        shell["scale"] = entry.get("scale", rule.default_scale)
     return {**shell, **own}
 
 

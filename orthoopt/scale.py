@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+DEFAULT_SCALE = "match_rms_adamw"
+
 TARGET_RMS = 0.2
 """Root mean square of a typical AdamW update (Moonlight, arXiv 2502.16982, section 2.2)."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def options_of(rule: Rule) -> list[dict[str, Any]]:
-    """All combinations of a rule's options: choices that annotations list, coefficient tables, a few momenta."""
+def values_of(rule: Rule) -> dict[str, list[Any]]:
+    """Values to try for each option: choices that annotations list, coefficient tables, a few momenta."""
     values: dict[str, list[Any]] = {name: [default] for name, default in rule.defaults.items()}
     for name, allowed in rule.hints.items():
         if typing.get_origin(allowed) is typing.Literal and name != "ns_dtype":
@@ -33,20 +33,40 @@ def options_of(rule: Rule) -> list[dict[str, Any]]:
         values["momentum"] = [0.0, 0.5, 0.95]
     if "ns_coefficients" in values:
         values["ns_coefficients"] = list(coefficients.names())
-    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    return values
+
+
+def is_valid(rule: Rule, options: dict[str, Any]) -> bool:
+    """Whether these options may stand together."""
+    try:
+        rule.validate(options)
+    except ValueError:
+        return False
+    return True
 
 
 Condition = Callable[[Rule, dict[str, Any]], bool]
 
 
+@functools.cache
+def _rules_where(where: Condition, registered: tuple[str, ...]) -> list[str]:
+    """The rules that have options for which ``where`` holds, tried one at a time from the defaults on."""
+    found = []
+    for rule in map(rules.get, registered):
+        tried: Iterator[dict[str, Any]] = (
+            {**rule.defaults, name: value} for name, some in values_of(rule).items() for value in some
+        )
+        if any(is_valid(rule, options) and where(rule, options) for options in tried):
+            found.append(rule.name)
+    return found
+
+
 @st.composite
 def rules_and_options(draw: st.DrawFn, where: Condition = lambda rule, options: True) -> tuple[Rule, dict[str, Any]]:
     """A registered rule and options of it for which ``where`` holds."""
-    known = {}
-    for rule in map(rules.get, rules.names()):
-        known[rule.name] = [options for options in options_of(rule) if where(rule, options)]
-    name = draw(st.sampled_from([name for name, some in known.items() if some]), label="rule")
-    return rules.get(name), draw(st.sampled_from(known[name]), label="options")
+    rule = rules.get(draw(st.sampled_from(_rules_where(where, tuple(rules.names()))), label="rule"))
+    drawn = st.fixed_dictionaries({name: st.sampled_from(some) for name, some in values_of(rule).items()})
+    return rule, draw(drawn.filter(lambda options: is_valid(rule, options) and where(rule, options)), label="options")
 
 
 def is_matrix(rule: Rule, options: dict[str, Any]) -> bool:

@@ -3,10 +3,24 @@
 import importlib
 import pkgutil
 
-from orthoopt.rules._base import Equivariance, Rule, Signal, Tensors, get, momentum_rule, names, register
+from orthoopt.rules._base import Equivariance, Options, Rule, Signal, State, Tensors, get, names, register
+from orthoopt.rules._momentum import momentum_rule
+from orthoopt.rules._options import hashable
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):
         importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Equivariance", "Rule", "Signal", "Tensors", "get", "momentum_rule", "names", "register"]
+__all__ = [
+    "Equivariance",
+    "Options",
+    "Rule",
+    "Signal",
+    "State",
+    "Tensors",
+    "get",
+    "hashable",
+    "momentum_rule",
+    "names",
+    "register",
+]

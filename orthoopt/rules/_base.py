@@ -2,29 +2,29 @@
 
 A rule makes an update out of gradients and state. It never sees a parameter's value, its learning rate or its
 weight decay: those belong to :class:`orthoopt.OrthoOpt`. It has two halves. ``accumulate`` is elementwise: it takes
-the gradients of many parameters at once, moves their state and returns what the update is made of. ``direction``,
-which only matrix rules have, maps a batch of matrices to a batch of updates and writes neither its input nor state.
+the gradients of many parameters at once, moves their state and returns what the update is made of. The other half,
+which only matrix rules have, maps a batch of matrices to a batch of updates, and writes neither its input nor state:
+``direction`` where nothing is remembered, ``advance`` where matrices have a state of their own, which it returns anew.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
-import inspect
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
+
+from orthoopt.rules._options import matches, spell
+from orthoopt.scale import DEFAULT_SCALE
 
 Options: TypeAlias = Mapping[str, Any]
 State: TypeAlias = dict[str, Any]
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Gate: TypeAlias = Tensor | None
-Group: TypeAlias = Literal["orthogonal", "permutation", "signed_permutation", "none"]
+Group: TypeAlias = Literal["orthogonal", "permutation", "signed_permutation", "dct_signed_permutation", "none"]
+"""``dct_signed_permutation``: D S Dᵀ for the orthonormal DCT-II basis D and a signed permutation S."""
 
 
 class Signal(NamedTuple):
@@ -53,6 +53,10 @@ class Equivariance(NamedTuple):
     shift: bool = False
 
 
+def _no_state(matrix: Tensor, options: Options) -> State:
+    return {}
+
+
 @dataclass(frozen=True)
 class Rule:
     """A way to make updates; see the module's docstring. Made with :func:`register`."""
@@ -69,38 +73,58 @@ class Rule:
     """State for a parameter-shaped tensor; tensors take its device, and the dtype the optimizer computes in."""
     accumulate: Callable[[Tensors, Sequence[State], Options, Gate], Signal]
     """Move the state by one step. With ``gate`` (0-d, 1 or 0) every change of state is multiplied by it."""
-    equivariance: Callable[[Options], Equivariance]
-    """The promised symmetry under given options."""
+    equivariance: Callable[[Options, int, int], Equivariance]
+    """The promised symmetry under given options, for matrices of so many rows and columns."""
     direction: Callable[..., Tensor] | None = None
-    """``(..., rows, cols)`` and the rule's own options -> the update, same shape; None for elementwise rules."""
+    """``(..., rows, cols)`` and the rule's own options -> the update, same shape; a rule without matrix state."""
+    advance: Callable[..., tuple[Tensor, State]] | None = None
+    """``(..., rows, cols)``, the matrices' state and the rule's own options -> the update and the new state.
+
+    Leading dimensions are a batch in matrix and state alike. What the returned state leaves out stays as it is.
+    """
+    init_matrix: Callable[[Tensor, Options], State] = _no_state
+    """State of a batch of matrices ``(..., rows, cols)`` for ``advance``; every tensor begins with the batch's dims."""
+    viewed: tuple[str, ...] = ()
+    """Keys of ``init``'s state, shaped as the parameter, that ``advance`` gets too, seen as matrices."""
     direction_options: tuple[str, ...] = ()
+    """The options that ``direction`` or ``advance`` takes."""
     rms: Callable[[int, int, Options], float] | None = None
     """Root mean square of a direction of a full-rank (rows, cols) matrix, from which scales are computed."""
-    transposable: bool = False
-    """direction(Xᵀ) = direction(X)ᵀ, so that a tall matrix may share a bucket with a wide one."""
+    transposable: Callable[[Options], bool] = field(default=lambda options: False)
+    """direction(Xᵀ) = direction(X)ᵀ, so that a tall matrix may share a bucket with a wide one; without matrix state."""
     scale_invariant: Callable[[Options], bool] = field(default=lambda options: True)
     """Whether under given options U(cG) = U(G) for c > 0."""
+    descends: Callable[[Options], bool] = field(default=lambda options: True)
+    """Whether the first update has a positive inner product with its gradient, whatever that is."""
+    default_scale: str = DEFAULT_SCALE
+    """The scale of groups that name none; ``"none"`` for a rule whose length means something."""
+    note: Callable[[int, int, Options], str] = field(default=lambda rows, cols, options: "")
+    """What ``explain`` adds about a matrix of this shape, "" for nothing."""
     check: Callable[[Options], None] = field(default=lambda options: None)
     """Raises ValueError on values that the annotations cannot exclude."""
 
     @property
     def is_matrix(self) -> bool:
         """Whether the rule needs its parameters seen as matrices."""
-        return self.direction is not None
-
-    @functools.cached_property
-    def state_keys(self) -> frozenset[str]:
-        """The keys that ``init`` gives with the default options."""
-        return frozenset(self.init(torch.empty(1, 1, device="meta"), self.defaults))
+        return self.direction is not None or self.advance is not None
 
     def options(self, group: Options) -> dict[str, Any]:
         """This rule's options out of a param group."""
         return {name: group[name] for name in self.defaults}
 
-    def direct(self, x: Tensor, options: Options) -> Tensor:
-        """The direction of a batch of matrices ``(..., rows, cols)`` under ``options``."""
+    def move(self, x: Tensor, state: State, options: Options) -> tuple[Tensor, State]:
+        """The update of a batch of matrices ``(..., rows, cols)``, and their new state; nothing given is written."""
+        own = {name: options[name] for name in self.direction_options}
+        if self.advance is not None:
+            update, changed = self.advance(x, state, **own)
+            return update, {**state, **changed}
         assert self.direction is not None
-        return self.direction(x, **{name: options[name] for name in self.direction_options})
+        return self.direction(x, **own), state
+
+    def direct(self, x: Tensor, options: Options) -> Tensor:
+        """The update of a batch of matrices ``(..., rows, cols)`` that have no history."""
+        fresh = {key: value for key, value in self.init(x, options).items() if key in self.viewed}
+        return self.move(x, {**fresh, **self.init_matrix(x, options)}, options)[0]
 
     def update(self, grad: Tensor, state: State | None = None, **options: Any) -> tuple[Tensor, State]:
         """One step on one matrix or batch of matrices, as a pure function: nothing passed in is written.
@@ -115,12 +139,15 @@ class Rule:
         """
         options = {**self.defaults, **options}
         self.validate(options)
-        state = self.init(grad, options) if state is None else dict(state)
+        if state is None:
+            state = {**self.init(grad, options), **(self.init_matrix(grad, options) if self.is_matrix else {})}
         state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
         signal = self.accumulate([grad], [state], options, None)
         update = signal.numerators[0]
         if self.is_matrix:
-            return self.direct(update, options), state
+            own = {*self.viewed, *self.init_matrix(grad, options)}
+            update, moved = self.move(update, {key: state[key] for key in own if key in state}, options)
+            return update, {**state, **moved}
         if signal.denominators is not None:
             update = update / signal.denominators[0]
         if signal.divisors is not None:
@@ -136,8 +163,8 @@ class Rule:
         place = f" ({where})" if where else ""
         for name in self.defaults:
             value, allowed = options[name], self.hints[name]
-            if not _matches(value, allowed):
-                raise ValueError(f"option {name}={value!r} of rule {self.name!r}{place} must be {_spell(allowed)}")
+            if not matches(value, allowed):
+                raise ValueError(f"option {name}={value!r} of rule {self.name!r}{place} must be {spell(allowed)}")
         try:
             self.check(options)
         except ValueError as error:
@@ -187,133 +214,3 @@ def get(name: str) -> Rule:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown rule {name!r}{hint} Known rules: {', '.join(names())}")
     return _RULES[name]
-
-
-def momentum_rule(
-    name: str,
-    direction: Callable[..., Tensor],
-    *,
-    rms: Callable[[int, int, Options], float],
-    equivariance: Callable[[Options], Equivariance] | Equivariance,
-    transposable: bool = False,
-    nesterov: bool = True,
-    scale_invariant: Callable[[Options], bool] = lambda options: True,
-    check: Callable[[Options], None] = lambda options: None,
-) -> Rule:
-    """A rule that applies ``direction`` to a momentum of the gradient; most rules are one.
-
-    The keyword-only arguments of ``direction`` are its options, their annotations what is allowed, and the first
-    line of its docstring the rule's summary.
-    """
-    own = _keyword_options(direction)
-    hints = typing.get_type_hints(direction)
-    promise = equivariance if callable(equivariance) else (lambda options: equivariance)
-
-    def check_all(options: Options) -> None:
-        _check_momentum(options)
-        check(options)
-
-    return Rule(
-        name=name,
-        summary=_first_line(direction),
-        defaults={"momentum": 0.95, "nesterov": nesterov, "momentum_form": "ema", **own},
-        hints={**_MOMENTUM_HINTS, **{option: hints[option] for option in own}},
-        init=init_momentum,
-        accumulate=accumulate_momentum,
-        equivariance=promise,
-        direction=direction,
-        direction_options=tuple(own),
-        rms=rms,
-        transposable=transposable,
-        scale_invariant=scale_invariant,
-        check=check_all,
-    )
-
-
-_MOMENTUM_HINTS: dict[str, Any] = {
-    "momentum": float,
-    "nesterov": bool,
-    "momentum_form": Literal["ema", "heavy_ball"],
-}
-
-
-def _check_momentum(options: Options) -> None:
-    if not 0 <= options["momentum"] < 1:
-        raise ValueError(f"momentum must be at least 0 and below 1, got {options['momentum']!r}")
-
-
-def init_momentum(param: Tensor, options: Options) -> State:
-    """A zero ``momentum_buffer`` shaped as the parameter."""
-    return {"momentum_buffer": torch.zeros_like(param, memory_format=torch.preserve_format)}
-
-
-def accumulate_momentum(grads: Tensors, states: Sequence[State], options: Options, gate: Gate) -> Signal:
-    """B ← βB + (1−β)G (``ema``) or B ← βB + G (``heavy_ball``); returns B, or the Nesterov blend of G and B."""
-    beta = options["momentum"]
-    buffers = [state["momentum_buffer"] for state in states]
-    ema = options["momentum_form"] == "ema"
-    if gate is not None:
-        move_average(buffers, grads, beta, 1 - beta if ema else 1.0, gate)
-    elif ema:
-        torch._foreach_lerp_(buffers, grads, 1 - beta)
-    else:
-        torch._foreach_mul_(buffers, beta)
-        torch._foreach_add_(buffers, grads)
-    if not options["nesterov"]:
-        return Signal(buffers)
-    if ema:
-        return Signal(torch._foreach_lerp(grads, buffers, beta))
-    return Signal(torch._foreach_add(grads, buffers, alpha=beta))
-
-
-def move_average(averages: Tensors, values: Tensors, decay: float, weight: float, gate: Tensor) -> None:
-    """``average ← decay·average + weight·value`` where ``gate`` is 1; no change at all where it is 0.
-
-    The gate stays on its device: no host synchronisation.
-    """
-    torch._foreach_mul_(averages, 1 - (1 - decay) * gate)
-    torch._foreach_add_(averages, torch._foreach_mul(values, weight * gate))
-
-
-def _keyword_options(function: Callable[..., Any]) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def _first_line(function: Callable[..., Any]) -> str:
-    return (inspect.getdoc(function) or "").split("\n", 1)[0]
-
-
-def _matches(value: Any, allowed: Any) -> bool:
-    """Whether a value fits a type annotation of the few kinds that options use."""
-    origin = typing.get_origin(allowed)
-    if origin is Literal:
-        return value in typing.get_args(allowed) and isinstance(value, str)
-    if origin in (typing.Union, types.UnionType):
-        return any(_matches(value, option) for option in typing.get_args(allowed))
-    if origin is tuple:
-        inner = typing.get_args(allowed)
-        if not isinstance(value, tuple | list):
-            return False
-        if len(inner) == 2 and inner[1] is Ellipsis:
-            return all(_matches(item, inner[0]) for item in value)
-        return len(value) == len(inner) and all(_matches(v, t) for v, t in zip(value, inner, strict=True))
-    if allowed is bool:
-        return isinstance(value, bool)
-    if allowed is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if allowed is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, allowed)
-
-
-def _spell(allowed: Any) -> str:
-    """A type annotation in words."""
-    origin = typing.get_origin(allowed)
-    if origin is Literal:
-        return "one of " + ", ".join(repr(value) for value in typing.get_args(allowed))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_spell(option) for option in typing.get_args(allowed))
-    if origin is tuple:
-        return "a tuple of numbers"
-    return {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}[allowed]

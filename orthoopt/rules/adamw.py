@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthoopt.rules._base import Equivariance, Gate, Options, Rule, Signal, State, Tensors, move_average, register
+from orthoopt.rules._base import Equivariance, Gate, Options, Rule, Signal, State, Tensors, register
+from orthoopt.rules._momentum import move_average
 
 
 def _init(param: Tensor, options: Options) -> State:
@@ -68,7 +69,7 @@ adamw = register(
         hints={"betas": tuple[float, float], "eps": float},
         init=_init,
         accumulate=_accumulate,
-        equivariance=lambda options: Equivariance(
+        equivariance=lambda options, rows, cols: Equivariance(
             "signed_permutation",
             "signed_permutation",
             breaks=(("left", "orthogonal"), ("right", "orthogonal")),

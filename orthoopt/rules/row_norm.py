@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from orthoopt.rules._base import Equivariance, Options, momentum_rule, register
+from orthoopt.rules._base import Equivariance, Options, register
+from orthoopt.rules._momentum import momentum_rule
 
 DAMPING = 1e-5
 """Relative damping ρ: a row shorter than about ρ times the root mean square row length fades out."""
@@ -59,7 +60,7 @@ def _rms(rows: int, cols: int, options: Options) -> float:
     return 1 / math.sqrt(cols if options["axis"] == "rows" else rows)
 
 
-def _equivariance(options: Options) -> Equivariance:
+def _equivariance(options: Options, rows: int, cols: int) -> Equivariance:
     shift = options["centre"] == "both"
     if options["axis"] == "rows":
         return Equivariance("permutation", "orthogonal", breaks=(("left", "orthogonal"),), shift=shift)

@@ -1,0 +1,55 @@
+"""Param groups from whatever a constructor was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from orthoopt.coefficients import Triple
+from orthoopt.dispatch import Overrides, Params, param_groups
+
+Plan: TypeAlias = str | Mapping[str, Mapping[str, Any]]
+Coefficients: TypeAlias = str | Triple | Sequence[Triple]
+
+
+def groups_from(
+    params: Params | Iterable[Mapping[str, Any]],
+    plan: Plan,
+    lr: float | Tensor,
+    weight_decay: float,
+    overrides: Overrides,
+    options: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Param groups under a plan from whatever a constructor was given.
+
+    Groups that have a ``rule`` stay as they are; others are routed by names or shapes, with their own lr and decay.
+    """
+    if isinstance(params, nn.Module):
+        return param_groups(params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
+    if isinstance(params, Tensor):
+        raise TypeError("params must be a model, an iterable of parameters or param groups, got a single Tensor")
+    entries: list[Any] = list(params)
+    if not entries:
+        raise ValueError("optimizer got an empty parameter list")
+    if not isinstance(entries[0], Mapping):
+        return param_groups(entries, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
+    groups: list[dict[str, Any]] = []
+    for group in entries:
+        if "rule" in group:
+            groups.append(dict(group))
+            continue
+        rest = {k: v for k, v in group.items() if k not in ("params", "param_names", "lr", "weight_decay")}
+        inner = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        if group.get("param_names") is not None:
+            inner = list(zip(group["param_names"], inner, strict=True))
+        groups += param_groups(
+            inner,
+            plan,
+            lr=group.get("lr", lr),
+            weight_decay=group.get("weight_decay", weight_decay),
+            overrides=overrides,
+            options={**options, **rest},
+        )
+    return groups

@@ -1,0 +1,62 @@
+"""RowNorm: rows of the momentum brought to length one, in linear time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from orthoopt.dispatch import Overrides, Params
+from orthoopt.named._groups import groups_from
+from orthoopt.optimizer import OrthoOpt
+from orthoopt.scale import DEFAULT_SCALE
+
+
+class RowNorm(OrthoOpt):
+    """Rows of every matrix's momentum brought to length one, AdamW on vectors (plan ``row_norm``); linear time.
+
+    Args:
+        params: a model, named parameters, bare parameters (shapes decide, with a warning), or param groups.
+        lr: learning rate.
+        weight_decay: decoupled weight decay of the linear maps.
+        momentum: coefficient of the gradient average.
+        nesterov: blend the gradient into the average once more.
+        axis: normalize ``"rows"`` (output features) or ``"cols"``.
+        eps_mode: how short rows are damped, see :mod:`orthoopt.rules.row_norm`.
+        scale: one of ``orthoopt.scale.names()``.
+        betas: AdamW's, for vectors.
+        eps: AdamW's eps.
+        weight_decay_mode: ``"decoupled"``, ``"independent"`` or ``"cautious"``, see :mod:`orthoopt.weight_decay`.
+        overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
+        maximize: ascend.
+        nonfinite: ``"skip"`` or ``"raise"``, see :class:`OrthoOpt`.
+    """
+
+    def __init__(
+        self,
+        params: Params | Iterable[Mapping[str, Any]],
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = False,
+        *,
+        axis: str = "rows",
+        eps_mode: str = "relative",
+        scale: str = DEFAULT_SCALE,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay_mode: str = "decoupled",
+        overrides: Overrides = (),
+        maximize: bool = False,
+        nonfinite: str = "skip",
+    ) -> None:
+        options = {
+            "momentum": momentum, "nesterov": nesterov, "axis": axis, "eps_mode": eps_mode, "scale": scale,
+            "betas": betas, "eps": eps,
+            "weight_decay_mode": weight_decay_mode,
+        }  # fmt: skip
+        groups = groups_from(params, "row_norm", lr, weight_decay, overrides, options)
+        super().__init__(
+            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+        )

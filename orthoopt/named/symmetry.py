@@ -1,0 +1,65 @@
+"""Symmetry: the rule that each parameter's symmetry asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from orthoopt.dispatch import Overrides, Params
+from orthoopt.named._groups import Coefficients, groups_from
+from orthoopt.optimizer import OrthoOpt
+from orthoopt.scale import DEFAULT_SCALE
+
+
+class Symmetry(OrthoOpt):
+    """The rule that each parameter's symmetry asks for (plan ``symmetry``, arXiv 2605.18106).
+
+    Linear maps get the polar factor of their momentum, embeddings, heads and routers their rows normalized, vectors
+    AdamW.
+
+    Args:
+        params: a model, named parameters, bare parameters (shapes decide, with a warning), or param groups.
+        lr: learning rate.
+        weight_decay: decoupled weight decay of the linear maps; embeddings, heads, routers and vectors have none.
+        momentum: coefficient of the gradient average, in every matrix rule.
+        ns_coefficients: a table of :mod:`orthoopt.coefficients`, one (a, b, c), or several.
+        ns_steps: Newton-Schulz iterations.
+        ns_dtype: dtype of the iteration; ``"auto"`` chooses by device.
+        scale: one of ``orthoopt.scale.names()``.
+        betas: AdamW's, for vectors.
+        eps: AdamW's eps.
+        weight_decay_mode: ``"decoupled"``, ``"independent"`` or ``"cautious"``, see :mod:`orthoopt.weight_decay`.
+        overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
+        maximize: ascend.
+        nonfinite: ``"skip"`` or ``"raise"``, see :class:`OrthoOpt`.
+    """
+
+    def __init__(
+        self,
+        params: Params | Iterable[Mapping[str, Any]],
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        *,
+        ns_coefficients: Coefficients = "muon",
+        ns_steps: int = 5,
+        ns_dtype: str = "auto",
+        scale: str = DEFAULT_SCALE,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay_mode: str = "decoupled",
+        overrides: Overrides = (),
+        maximize: bool = False,
+        nonfinite: str = "skip",
+    ) -> None:
+        options = {
+            "momentum": momentum, "ns_coefficients": ns_coefficients, "ns_steps": ns_steps, "ns_dtype": ns_dtype,
+            "scale": scale, "betas": betas, "eps": eps,
+            "weight_decay_mode": weight_decay_mode,
+        }  # fmt: skip
+        groups = groups_from(params, "symmetry", lr, weight_decay, overrides, options)
+        super().__init__(
+            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+        )

@@ -1,0 +1,62 @@
+"""Options of rules: read off a function's signature, and checked against its annotations."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+
+def keyword_options(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only arguments of a function and their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def first_line(function: Callable[..., Any]) -> str:
+    """The first line of a function's docstring."""
+    return (inspect.getdoc(function) or "").split("\n", 1)[0]
+
+
+def matches(value: Any, allowed: Any) -> bool:
+    """Whether a value fits a type annotation of the few kinds that options use."""
+    origin = typing.get_origin(allowed)
+    if origin is Literal:
+        return value in typing.get_args(allowed) and isinstance(value, str)
+    if origin in (typing.Union, types.UnionType):
+        return any(matches(value, option) for option in typing.get_args(allowed))
+    if origin is tuple:
+        inner = typing.get_args(allowed)
+        if not isinstance(value, tuple | list):
+            return False
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return all(matches(item, inner[0]) for item in value)
+        return len(value) == len(inner) and all(matches(v, t) for v, t in zip(value, inner, strict=True))
+    if allowed is bool:
+        return isinstance(value, bool)
+    if allowed is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if allowed is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, allowed)
+
+
+def spell(allowed: Any) -> str:
+    """A type annotation in words."""
+    origin = typing.get_origin(allowed)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(value) for value in typing.get_args(allowed))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(spell(option) for option in typing.get_args(allowed))
+    if origin is tuple:
+        return "a tuple of numbers"
+    return {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}[allowed]
+
+
+def hashable(value: Any) -> Any:
+    """A value of options, or a whole dict of them, as something that can be a key."""
+    if isinstance(value, Mapping):
+        return tuple((key, hashable(inner)) for key, inner in value.items())
+    return tuple(hashable(inner) for inner in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,64 @@
+"""Weight decay: how a parameter shrinks beside its update, by the mode its group names.
+
+=============  ========================================================================================
+``decoupled``  W ← (1 − lr·λ)·W before the update (arXiv 1711.05101)
+``independent``  W ← (1 − (lr/lr₀)·λ)·W, lr₀ the learning rate before its schedule: λ does not grow with the
+               learning rate that was chosen (arXiv 2309.14322, section 3.2)
+``cautious``   W ← W − lr·λ·W only in the entries that the update makes smaller too (arXiv 2510.12402)
+=============  ========================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MODES = ("decoupled", "independent", "cautious")
+
+
+def check_mode(mode: Any, where: str = "") -> None:
+    """Raise ValueError unless ``mode`` is one of :data:`MODES`."""
+    if mode not in MODES:
+        place = f" ({where})" if where else ""
+        raise ValueError(f"weight_decay_mode={mode!r}{place} must be one of {', '.join(map(repr, MODES))}")
+
+
+def shrink(params: list[Tensor], group: Mapping[str, Any], lr: float | Tensor) -> float | Tensor:
+    """Decay the parameters in place, unless the update is needed to know where.
+
+    Args:
+        params: what shrinks.
+        group: the param group with ``weight_decay``, ``weight_decay_mode`` and, once a scheduler is there,
+            ``initial_lr``.
+        lr: the learning rate of this step; a tensor that is 0 where the step must not happen.
+
+    Returns:
+        lr·λ if the mode is cautious, for :func:`shrink_cautiously`; else 0.
+    """
+    decay = group["weight_decay"]
+    if decay == 0:
+        return 0.0
+    if group["weight_decay_mode"] == "cautious":
+        return lr * decay
+    amount = _share_of_schedule(lr, group.get("initial_lr")) * decay
+    if group["weight_decay_mode"] == "decoupled":
+        amount = lr * decay
+    torch._foreach_mul_(params, 1 - amount)
+    return 0.0
+
+
+def shrink_cautiously(param: Tensor, update: Tensor, amount: float | Tensor) -> None:
+    """``W ← W − amount·W`` where W and the update that is subtracted have one sign."""
+    param.sub_(torch.where(update * param > 0, param, 0) * amount)
+
+
+def _share_of_schedule(lr: float | Tensor, initial: float | Tensor | None) -> float | Tensor:
+    """lr/lr₀; without a scheduler 1, but 0 at lr = 0, where nothing may move."""
+    if initial is not None and not (isinstance(initial, float | int) and initial == 0):
+        if isinstance(initial, Tensor) and isinstance(lr, Tensor):
+            initial = initial.to(lr.device, non_blocking=True)
+        return lr / initial
+    return (lr != 0).to(lr.dtype) if isinstance(lr, Tensor) else float(lr != 0)
