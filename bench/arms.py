@@ -1,16 +1,18 @@
-"""The arms of a comparison: a plan, or a plan with another learning-rate multiplier of its embedding."""
+"""The arms of a comparison: a plan, or a plan with other options or another learning rate of its embedding."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from orthoopt import plans
 
-_SPEC = re.compile(r"(?P<plan>\w+)(\+embedding_x(?P<multiplier>\d+(\.\d+)?))?")
+_MULTIPLIER = re.compile(r"embedding_x(\d+(\.\d+)?)")
+_OPTION = re.compile(r"(\w+)=([\w.+-]+)")
 _EMBEDDING = r"embed_tokens|word_embeddings|\bwte\b"
 
 
@@ -21,6 +23,8 @@ class Arm:
     name: str
     plan: str
     embedding_multiplier: float | None = None
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Given to every entry of the plan whose rule has them."""
 
     @property
     def overrides(self) -> dict[str, dict[str, Any]]:
@@ -32,21 +36,61 @@ class Arm:
     def flags(self) -> list[str]:
         """The recipe's options."""
         flags = ["--plan", self.plan]
-        return flags + (["--overrides", json.dumps(self.overrides)] if self.overrides else [])
+        flags += ["--overrides", json.dumps(self.overrides)] if self.overrides else []
+        return flags + (["--plan_options", json.dumps(self.options)] if self.options else [])
+
+
+def parse_arms(text: str) -> list[Arm]:
+    """Arms, comma separated, each once; ``all`` stands for every plan.
+
+    Raises:
+        ValueError: as :func:`parse_arm`.
+    """
+    specs: list[str] = []
+    for spec in text.split(","):
+        specs += plans.names() if spec == "all" else [spec]
+    return [parse_arm(spec) for spec in dict.fromkeys(specs)]
 
 
 def parse_arm(spec: str) -> Arm:
-    """``PLAN`` or ``PLAN+embedding_x10``.
+    """``PLAN``, with any of ``+embedding_x10`` and ``+option=value`` behind it.
 
     Raises:
-        ValueError: neither, or an unknown plan, with the known ones.
+        ValueError: it is not of that form, or names an unknown plan or option; with the known ones.
     """
-    match = _SPEC.fullmatch(spec)
-    if match is None:
-        raise ValueError(f"{spec!r} must be PLAN or PLAN+embedding_xNUMBER, such as adamw+embedding_x10")
-    plan, multiplier = match["plan"], match["multiplier"]
+    plan, *more = spec.split("+")
     if plan not in plans.names():
         near = difflib.get_close_matches(plan, plans.names(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown plan {plan!r}{hint} Known plans: {', '.join(plans.names())}")
-    return Arm(spec, plan, None if multiplier is None else float(multiplier))
+    multiplier, options = _read(spec, more)
+    if options:
+        try:
+            plans.with_options(plans.get(plan), options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{spec!r}: {error}") from error
+    return Arm(spec, plan, multiplier, options)
+
+
+def _read(spec: str, words: Sequence[str]) -> tuple[float | None, dict[str, Any]]:
+    multiplier: float | None = None
+    options: dict[str, Any] = {}
+    for word in words:
+        if match := _MULTIPLIER.fullmatch(word):
+            multiplier = float(match[1])
+        elif match := _OPTION.fullmatch(word):
+            options[match[1]] = _value(match[2])
+        else:
+            raise ValueError(
+                f"{spec!r} must be PLAN, PLAN+embedding_xNUMBER or PLAN+option=value, such as adamw+embedding_x10; "
+                f"{word!r} is neither"
+            )
+    return multiplier, options
+
+
+def _value(text: str) -> Any:
+    """A number or a truth value where it reads as one, else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -20,7 +20,52 @@ def draw(result: Mapping[str, Any], path: Path) -> str:
         from matplotlib.figure import Figure
     except ImportError:
         return "no plot: matplotlib is not installed"
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    title = (
+        f"{result['model']}, {result['parameters'] / 1e6:.1f}M parameters, {result['steps']} steps, "
+        f"{result['tokens'] / 1e6:.2g}M tokens of {result['corpus']['name']}"
+    )
+    if len(result["plans"]) > len(_COLOURS):
+        figure = _ranking(Figure, result["plans"])
+    else:
+        figure = _curves_and_rates(Figure, result)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+    return str(path)
+
+
+def _ranking(figure_class: Any, plans: Mapping[str, Any]) -> Any:
+    """Arms by their loss, best at the top: each seed, their mean, and the neighbouring learning rates of the grid."""
+    order = sorted(plans, key=lambda name: plans[name]["validation_loss"]["mean"])
+    figure = figure_class(figsize=(9, 1.2 + 0.34 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    for place, name in enumerate(order):
+        plan = plans[name]
+        losses = [seed["validation_loss"] for seed in plan["seeds"]]
+        best = plan["best_learning_rate"]
+        rates = sorted(plan["grid"], key=lambda row: row["learning_rate"])
+        at = next(i for i, row in enumerate(rates) if row["learning_rate"] == best)
+        beside = [rates[i]["validation_loss"] for i in (at - 1, at + 1) if 0 <= i < len(rates)]
+        beside = [loss for loss in beside if math.isfinite(loss)]
+        axes.plot(beside, [place] * len(beside), "|", color="0.55", markersize=9)
+        axes.plot(losses, [place] * len(losses), "o", color=_COLOURS[0], markersize=4, alpha=0.6)
+        axes.plot(statistics.fmean(losses), place, "D", color=_COLOURS[1], markersize=5)
+    lowest = plans[order[0]]["validation_loss"]["mean"]
+    highest = max(plan["validation_loss"]["mean"] for plan in plans.values())
+    axes.set_xlim(lowest - 0.05 * (highest - lowest), highest + 0.15 * (highest - lowest))
+    axes.set_yticks(range(len(order)), [f"{name}, lr {plans[name]['best_learning_rate']:g}" for name in order])
+    axes.invert_yaxis()
+    axes.set_xlabel("validation loss (nats per token)")
+    axes.set_title(
+        "diamond: mean over seeds; dots: seeds; bars: the neighbouring learning rates, one seed", fontsize=10
+    )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _curves_and_rates(figure_class: Any, result: Mapping[str, Any]) -> Any:
+    """Loss against learning rate beside the curves over seeds."""
+    figure = figure_class(figsize=(11, 4.4), layout="constrained")
     rates, curves = figure.subplots(1, 2)
     for i, (name, plan) in enumerate(result["plans"].items()):
         colour = _COLOURS[i % len(_COLOURS)]
@@ -43,13 +88,7 @@ def draw(result: Mapping[str, Any], path: Path) -> str:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     curves.legend(frameon=False)  # one for both: colours are the same, and here no line is in its way
-    figure.suptitle(
-        f"{result['model']}, {result['parameters'] / 1e6:.1f}M parameters, {result['steps']} steps, "
-        f"{result['tokens'] / 1e6:.2g}M tokens of {result['corpus']['name']}",
-        fontsize=11,
-    )
-    figure.savefig(path, dpi=150)
-    return str(path)
+    return figure
 
 
 def _draw_grid(axes: Any, name: str, plan: Mapping[str, Any], colour: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orthoopt.bench import intervals, machine, plot
-from orthoopt.bench.arms import Arm, parse_arm
+from orthoopt.bench.arms import Arm, parse_arms
 from orthoopt.bench.grid import Grid, GridError, Point, best_index, search
 from orthoopt.bench.results_file import results_folder, write_json
 from orthoopt.bench.runs import RECIPE, BenchError, Run, Runner, check_comparable
@@ -29,15 +29,15 @@ _LEAN = (
     "--generate_sample", "false", "--save_final", "false", "--save_strategy", "no", "--log_update_norms", "false",
     "--disable_tqdm", "true", "--report_to", "none", "--overwrite_output_dir", "true",
 )  # fmt: skip
-_OURS = ("--plan", "--overrides", "--learning_rate", "--plan_learning_rates", "--seed", "--data_seed", "--output_dir",
-         "--resume_from_checkpoint")  # fmt: skip
+_OURS = ("--plan", "--plan_options", "--overrides", "--learning_rate", "--plan_learning_rates", "--seed",
+         "--data_seed", "--output_dir", "--resume_from_checkpoint")  # fmt: skip
 _QUICK: dict[str, Any] = {"plans": "adamw,symmetry", "factor": 2.0, "points": 5}
 _FULL: dict[str, Any] = {"plans": "adamw,adamw+embedding_x10,muon,symmetry", "factor": 2**0.5, "points": 9}
 _UNTUNED = 2e-3  # middle of the grid of a plan to which the config gives no learning rate
 
 
 def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = RECIPE) -> int:
-    """Compare, print a table, write pretrain_DEVICE.json and .png; 0, 1 if a run failed, 2 for a usage error."""
+    """Compare, print a table, write NAME_DEVICE.json and .png; 0, 1 if a run failed, 2 for a usage error."""
     options, rest = _parse(sys.argv[1:] if argv is None else argv)
     try:
         corpus, runner, starts = _prepare(options, rest, command)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = RECIPE) 
         print(f"orthoopt bench pretrain: error: {error}", file=sys.stderr)
         return 2
     try:
-        result = compare(options.arms, Grid(options.factor), starts, options.seeds, runner)
+        result = compare(options.arms, Grid(options.factor), starts, options.seeds, runner, options.against)
     except (BenchError, GridError) as error:
         print(f"orthoopt bench pretrain: {error}", file=sys.stderr)
         return 1
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = RECIPE) 
     }
     result = {"bench": "pretrain", "machine": machine.describe(), "settings": settings} | result
     folder = results_folder(options.out)
-    name = f"pretrain_{result['device'].partition(':')[0]}"
+    name = f"{options.name}_{result['device'].partition(':')[0]}"
     written = write_json(folder / f"{name}.json", result)
     drawn = plot.draw(result, folder / f"{name}.png")
     print(f"\n{table(result)}\n\n{written}\n{drawn}")
@@ -70,7 +70,12 @@ def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = RECIPE) 
 
 
 def compare(
-    arms: Sequence[Arm], grid: Grid, starts: Mapping[str, Sequence[int]], seeds: int, runner: Runner
+    arms: Sequence[Arm],
+    grid: Grid,
+    starts: Mapping[str, Sequence[int]],
+    seeds: int,
+    runner: Runner,
+    against: str | None = None,
 ) -> dict[str, Any]:
     """Find each arm's best learning rate with seed 0, train the other seeds there, and compare.
 
@@ -80,6 +85,7 @@ def compare(
         starts: arm's name -> indices of the grid to begin with.
         seeds: how many; seed 0 is the grid's own run.
         runner: makes the runs.
+        against: the arm that all others are compared with; by default every two arms are compared.
 
     Raises:
         BenchError: a run failed, or runs differ in more than plan, learning rate and seed.
@@ -106,13 +112,14 @@ def compare(
         on_grid = [rows[arm.name, index] for index in losses[arm.name]]
         plans[arm.name] = _describe_arm(arm, on_grid, grid.rate(best[arm.name]), at_best)
     by_seed = {name: {row["seed"]: row["validation_loss"] for row in plan["seeds"]} for name, plan in plans.items()}
-    differences = [intervals.compare(a, b, by_seed) for a, b in itertools.combinations(by_name, 2)]
+    pairs = [pair for pair in itertools.combinations(by_name, 2) if against is None or against in pair]
+    differences = [intervals.compare(a, b, by_seed) for a, b in pairs]
     shared = next(iter(rows.values()))
     return {
         **{key: shared[key] for key in ("model", "parameters", "corpus", "scored", "steps", "tokens", "device")},
         "plans": plans,
         "differences": differences,
-        "winner": intervals.overall_winner(list(by_name), differences),
+        "winner": intervals.overall_winner(list(by_name), differences) if against is None else None,
     }
 
 
@@ -128,6 +135,7 @@ def _describe_arm(
     return {
         "plan": arm.plan,
         "overrides": arm.overrides,
+        "options": arm.options,
         "grid": [pick(row, "learning_rate", *figures) for row in grid],
         "best_learning_rate": best,
         "best_is_inside_grid": min(rates) < best < max(rates),
@@ -181,7 +189,10 @@ def _prepare(
     prepare_data(corpus, tokenizer, block_size=parsed.data.block_size, eval_blocks=parsed.data.eval_blocks, cache=cache)
     rates = recipe_arguments.parse_mapping(parsed.run.plan_learning_rates, "plan_learning_rates")
     grid = Grid(options.factor)
-    starts = {arm.name: grid.around(rates.get(arm.plan, _UNTUNED), options.points) for arm in options.arms}
+    starts = {
+        arm.name: grid.around(rates.get(arm.name, rates.get(arm.plan, _UNTUNED)), options.points)
+        for arm in options.arms
+    }
     runner = Runner(
         Path(options.runs), options.config, recipe_arguments.read_config(options.config), flags,
         corpus.info.digest, options.jobs, max(1, machine.usable_cores() // options.jobs), command,
@@ -197,7 +208,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help=f"the comparison of {_QUICK['plans']} alone, factor 2")
-    parser.add_argument("--plans", help="arms, comma separated: PLAN or PLAN+embedding_x10")
+    parser.add_argument(
+        "--plans", help="arms, comma separated: PLAN, PLAN+embedding_x10, PLAN+option=value; all: every plan"
+    )
+    parser.add_argument("--against", metavar="ARM", help="compare all arms with this one, instead of every two")
+    parser.add_argument("--name", default="pretrain", help="results are NAME_DEVICE.json and .png, default pretrain")
     parser.add_argument("--seeds", type=int, default=3, help="runs at each best learning rate, the grid's included")
     parser.add_argument(
         "--points", type=int, help="learning rates to begin with; extended while the best is at an edge"
@@ -215,9 +230,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     try:
-        options.arms = [parse_arm(spec) for spec in dict.fromkeys((options.plans or defaults["plans"]).split(","))]
+        options.arms = parse_arms(options.plans or defaults["plans"])
     except ValueError as error:
         parser.error(f"--plans: {error}")
+    known = [arm.name for arm in options.arms]
+    if options.against is not None and options.against not in known:
+        parser.error(f"--against {options.against!r} is not among the arms: {', '.join(known)}")
     return options, rest
 
 

@@ -86,6 +86,10 @@ class RunArguments:
     plan_learning_rates: dict[str, float] | str | None = _option(
         None, "Plan to learning rate, used where --learning_rate is not given."
     )
+    plan_options: dict[str, Any] | str | None = _option(
+        None,
+        'Options for every entry of the plan whose rule has them: "momentum=0.9,ns_steps=6", JSON, or a mapping.',
+    )
     overrides: dict[str, dict[str, Any]] | str | None = _option(
         None,
         'Name pattern to options, looked at before the plan, as JSON or YAML: {"lm_head": {"rule": "adamw"}}.',
@@ -126,6 +130,7 @@ class Arguments(NamedTuple):
     run: RunArguments
     training: PretrainArguments
     model_overrides: dict[str, Any]
+    plan_options: dict[str, Any]
     overrides: dict[str, dict[str, Any]]
     learning_rate: float
 
@@ -169,6 +174,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         run,
         training,
         model_overrides=_model_overrides(model, settings),
+        plan_options=parse_mapping(run.plan_options, "plan_options"),
         overrides=parse_mapping(run.overrides, "overrides"),
         learning_rate=_learning_rate(run, training),
     )

@@ -45,6 +45,7 @@ def _routing(arguments: Arguments, model: PreTrainedModel) -> list[dict[str, Any
             lr=arguments.learning_rate,
             weight_decay=training.weight_decay,
             overrides=arguments.overrides,
+            options=arguments.plan_options,
         )
     except (TypeError, ValueError) as error:
         raise RecipeError(str(error)) from error

@@ -39,6 +39,7 @@ class PretrainTrainer(Trainer):
             "lr": arguments.learning_rate,
             "weight_decay": training.weight_decay,
             "overrides": arguments.overrides,
+            "options": arguments.plan_options,
         }
         super().__init__(
             model=model,

@@ -7,6 +7,9 @@ import torch
 # Timings differ on shared machines, so no test has a deadline; failures print what reproduces them.
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True, max_examples=60)
 hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)
+# For suites that run within a test: a mistake shows as well without being made small.
+quick = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=15, phases=quick)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,13 +45,17 @@ def is_valid(rule: Rule, options: dict[str, Any]) -> bool:
 
 
 Condition = Callable[[Rule, dict[str, Any]], bool]
+"""Whether something is asked of a rule under given options."""
 
 
-@functools.cache
-def _rules_where(where: Condition, registered: tuple[str, ...]) -> list[str]:
-    """The rules that have options for which ``where`` holds, tried one at a time from the defaults on."""
+def anything(rule: Rule, options: dict[str, Any]) -> bool:
+    return True
+
+
+def rules_where(where: Condition = anything) -> list[str]:
+    """The registered rules that have options for which ``where`` holds, tried one at a time from the defaults on."""
     found = []
-    for rule in map(rules.get, registered):
+    for rule in map(rules.get, rules.names()):
         tried: Iterator[dict[str, Any]] = (
             {**rule.defaults, name: value} for name, some in values_of(rule).items() for value in some
         )
@@ -61,16 +64,35 @@ def _rules_where(where: Condition, registered: tuple[str, ...]) -> list[str]:
     return found
 
 
-@st.composite
-def rules_and_options(draw: st.DrawFn, where: Condition = lambda rule, options: True) -> tuple[Rule, dict[str, Any]]:
-    """A registered rule and options of it for which ``where`` holds."""
-    rule = rules.get(draw(st.sampled_from(_rules_where(where, tuple(rules.names()))), label="rule"))
+def options_of(rule: Rule, where: Condition = anything) -> st.SearchStrategy[dict[str, Any]]:
+    """Options of a rule for which ``where`` holds."""
     drawn = st.fixed_dictionaries({name: st.sampled_from(some) for name, some in values_of(rule).items()})
-    return rule, draw(drawn.filter(lambda options: is_valid(rule, options) and where(rule, options)), label="options")
+    return drawn.filter(lambda options: is_valid(rule, options) and where(rule, options))
 
 
 def is_matrix(rule: Rule, options: dict[str, Any]) -> bool:
     return rule.is_matrix
+
+
+def is_scale_invariant(rule: Rule, options: dict[str, Any]) -> bool:
+    return rule.scale_invariant(options)
+
+
+def is_shift_invariant(rule: Rule, options: dict[str, Any]) -> bool:
+    return rule.equivariance(options, 8, 12).shift
+
+
+def is_transposable(rule: Rule, options: dict[str, Any]) -> bool:
+    return rule.is_matrix and rule.transposable(options)
+
+
+def has_stated_rms(rule: Rule, options: dict[str, Any]) -> bool:
+    """Of a rule whose length follows the gradient's, no root mean square can be stated."""
+    return rule.is_matrix and rule.scale_invariant(options)
+
+
+def descends(rule: Rule, options: dict[str, Any]) -> bool:
+    return rule.descends(options)
 
 
 def matrix(rows: int, cols: int, spectrum: str, seed: int, batch: tuple[int, ...] = ()) -> Tensor:

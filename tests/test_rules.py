@@ -8,14 +8,33 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import group_element, is_matrix, matrices, matrix, relative_error, rules_and_options
+from strategies import (
+    Condition,
+    anything,
+    descends,
+    group_element,
+    has_stated_rms,
+    is_matrix,
+    is_scale_invariant,
+    is_shift_invariant,
+    is_transposable,
+    matrices,
+    matrix,
+    options_of,
+    relative_error,
+    rules_where,
+)
 from torch import Tensor
 
 from orthoopt import rules
 from orthoopt.rules import Rule
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-Drawn = tuple[Rule, dict[str, Any]]
+
+
+def each_rule(where: Condition = anything) -> Any:
+    """Run a test for every registered rule that has options for which ``where`` holds."""
+    return pytest.mark.parametrize("name", rules_where(where))
 
 
 def steps(rule: Rule, options: dict[str, Any], grads: list[Tensor]) -> Tensor:
@@ -31,11 +50,13 @@ def two_gradients(x: Tensor) -> list[Tensor]:
     return [x, 0.125 * x.roll(1, -1)]
 
 
-@given(rules_and_options(), matrices(batched=True), st.sampled_from(DTYPES))
+@each_rule()
+@given(data=st.data(), x=matrices(batched=True), dtype=st.sampled_from(DTYPES))
 def test_nothing_given_is_written_and_the_same_input_gives_the_same_bits(
-    drawn: Drawn, x: Tensor, dtype: torch.dtype
+    name: str, data: st.DataObject, x: Tensor, dtype: torch.dtype
 ) -> None:
-    rule, options = drawn
+    rule = rules.get(name)
+    options = data.draw(options_of(rule), label="options")
     grad = x.to(dtype)
     before = grad.clone()
     _, state = rule.update(grad, **options)
@@ -48,9 +69,13 @@ def test_nothing_given_is_written_and_the_same_input_gives_the_same_bits(
     assert all(torch.equal(after_first[key], after_second[key]) for key in state)
 
 
-@given(rules_and_options(is_matrix), matrices(batched=True), st.sampled_from(DTYPES))
-def test_a_matrix_step_writes_neither_its_input_nor_state(drawn: Drawn, x: Tensor, dtype: torch.dtype) -> None:
-    rule, options = drawn
+@each_rule(is_matrix)
+@given(data=st.data(), x=matrices(batched=True), dtype=st.sampled_from(DTYPES))
+def test_a_matrix_step_writes_neither_its_input_nor_state(
+    name: str, data: st.DataObject, x: Tensor, dtype: torch.dtype
+) -> None:
+    rule = rules.get(name)
+    options = data.draw(options_of(rule, is_matrix), label="options")
     x = x.to(dtype)
     before = x.clone()
     fresh = {key: value for key, value in rule.init(x, options).items() if key in rule.viewed}
@@ -66,24 +91,30 @@ def test_a_matrix_step_writes_neither_its_input_nor_state(drawn: Drawn, x: Tenso
     assert result.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
 
 
-@given(rules_and_options(), st.integers(1, 9), st.integers(1, 9), st.sampled_from(DTYPES))
+@each_rule()
+@given(data=st.data(), rows=st.integers(1, 9), cols=st.integers(1, 9), dtype=st.sampled_from(DTYPES))
 def test_a_zero_gradient_from_zero_state_is_an_exact_zero(
-    drawn: Drawn, rows: int, cols: int, dtype: torch.dtype
+    name: str, data: st.DataObject, rows: int, cols: int, dtype: torch.dtype
 ) -> None:
-    rule, options = drawn
+    rule = rules.get(name)
+    options = data.draw(options_of(rule), label="options")
     update, _ = rule.update(torch.zeros(rows, cols, dtype=dtype), **options)
     assert torch.equal(update, torch.zeros_like(update))
 
 
-@given(rules_and_options(), matrices(batched=True))
-def test_updates_are_finite_for_every_spectrum(drawn: Drawn, x: Tensor) -> None:
-    rule, options = drawn
+@each_rule()
+@given(data=st.data(), x=matrices(batched=True))
+def test_updates_are_finite_for_every_spectrum(name: str, data: st.DataObject, x: Tensor) -> None:
+    rule = rules.get(name)
+    options = data.draw(options_of(rule), label="options")
     assert steps(rule, options, two_gradients(x.float())).isfinite().all()
 
 
-@given(rules_and_options(lambda rule, options: rule.descends(options)), matrices(smallest=2))
-def test_the_first_update_descends(drawn: Drawn, x: Tensor) -> None:
-    rule, options = drawn
+@each_rule(descends)
+@given(data=st.data(), x=matrices(smallest=2))
+def test_the_first_update_descends(name: str, data: st.DataObject, x: Tensor) -> None:
+    rule = rules.get(name)
+    options = data.draw(options_of(rule, descends), label="options")
     if options.get("centre", "none") != "none":
         x = x - x.mean(-1 if options.get("axis") == "cols" else -2, keepdim=True)
     assume(x.norm() > 1e-6)
@@ -91,10 +122,12 @@ def test_the_first_update_descends(drawn: Drawn, x: Tensor) -> None:
     assert (update * x).sum() > 0
 
 
-@given(rules_and_options(is_matrix), st.data())
-def test_stacking_equals_looping_and_neighbours_do_not_matter(drawn: Drawn, data: st.DataObject) -> None:
+@each_rule(is_matrix)
+@given(data=st.data())
+def test_stacking_equals_looping_and_neighbours_do_not_matter(name: str, data: st.DataObject) -> None:
     """Two steps, so that matrices with a state of their own have one."""
-    rule, options = drawn
+    rule = rules.get(name)
+    options = data.draw(options_of(rule, is_matrix), label="options")
     x = data.draw(matrices(batched=True).filter(lambda x: x.ndim > 2), label="x").flatten(0, -3)
     wild = torch.cat([x, 1e20 * torch.randn(2, *x.shape[1:])])
     stacked = steps(rule, options, two_gradients(x))
@@ -105,17 +138,16 @@ def test_stacking_equals_looping_and_neighbours_do_not_matter(drawn: Drawn, data
     assert relative_error(steps(rule, options, two_gradients(wild))[: len(x)], stacked) < 1e-9
 
 
+@each_rule(is_scale_invariant)
 @given(
-    rules_and_options(lambda rule, options: rule.scale_invariant(options)),
-    matrices(),
-    st.integers(-99, 99),
-    st.sampled_from((torch.float32, torch.bfloat16)),
+    data=st.data(), x=matrices(), exponent=st.integers(-99, 99), dtype=st.sampled_from((torch.float32, torch.bfloat16))
 )
 def test_updates_do_not_depend_on_the_scale_of_the_gradient(
-    drawn: Drawn, x: Tensor, exponent: int, dtype: torch.dtype
+    name: str, data: st.DataObject, x: Tensor, exponent: int, dtype: torch.dtype
 ) -> None:
     """From about 1e-30 to 1e30. Powers of two commute with rounding, so the bits must be the same."""
-    rule, options = drawn
+    rule = rules.get(name)
+    options = data.draw(options_of(rule, is_scale_invariant), label="options")
     x = torch.where(x.abs() < 1e-6, 0.0, x).to(dtype)
     plain = steps(rule, options, two_gradients(x))
     scaled = steps(rule, options, two_gradients(x * 2.0**exponent))
@@ -134,22 +166,24 @@ def _equivariance_error(
     return relative_error(moved, left @ steps(rule, options, [g.to(dtype) for g in grads]).double() @ right)
 
 
+@each_rule()
 @given(
-    rules_and_options(),
-    st.integers(8, 16),
-    st.integers(0, 16),
-    st.booleans(),
-    st.integers(0, 2**31),
-    st.sampled_from(tuple(EQUIVARIANCE)),
+    data=st.data(),
+    short=st.integers(8, 16),
+    extra=st.integers(0, 16),
+    tall=st.booleans(),
+    seed=st.integers(0, 2**31),
+    dtype=st.sampled_from(tuple(EQUIVARIANCE)),
 )
 def test_the_promised_symmetry_holds(
-    drawn: Drawn, short: int, extra: int, tall: bool, seed: int, dtype: torch.dtype
+    name: str, data: st.DataObject, short: int, extra: int, tall: bool, seed: int, dtype: torch.dtype
 ) -> None:
     """On well-conditioned matrices: a nearly singular one magnifies rounding by its condition, as the SVD would.
 
     Sides start at 8, for a singular value near the norm meets the first polynomials where their terms cancel.
     """
-    rule, options = drawn
+    rule = rules.get(name)
+    options = data.draw(options_of(rule), label="options")
     rows, cols = (2 * short + extra, short) if tall else (short, 2 * short + extra)
     promise = rule.equivariance(options, rows, cols)
     left = group_element(promise.left, rows, seed + 1)
@@ -161,9 +195,11 @@ def test_the_promised_symmetry_holds(
     assert _equivariance_error(rule, options, x, left, right, dtype) < tolerance
 
 
-@given(rules_and_options(), st.integers(0, 2**31))
-def test_the_symmetry_that_a_rule_breaks_is_broken(drawn: Drawn, seed: int) -> None:
-    rule, options = drawn
+@each_rule()
+@given(data=st.data(), seed=st.integers(0, 2**31))
+def test_the_symmetry_that_a_rule_breaks_is_broken(name: str, data: st.DataObject, seed: int) -> None:
+    rule = rules.get(name)
+    options = data.draw(options_of(rule), label="options")
     x = matrix(8, 12, "gaussian", seed)
     x = x * torch.logspace(0, -1, 8, dtype=torch.float64)[:, None] * torch.logspace(0, -1, 12, dtype=torch.float64)
     for side, group in rule.equivariance(options, 8, 12).breaks:
@@ -172,13 +208,11 @@ def test_the_symmetry_that_a_rule_breaks_is_broken(drawn: Drawn, seed: int) -> N
         assert _equivariance_error(rule, options, x, left, right, torch.float64) > 1e-3
 
 
-@given(
-    rules_and_options(lambda rule, options: rule.equivariance(options, 8, 12).shift),
-    matrices(smallest=3),
-    st.integers(0, 2**31),
-)
-def test_a_shift_invariant_rule_ignores_the_mean_row(drawn: Drawn, x: Tensor, seed: int) -> None:
-    rule, options = drawn
+@each_rule(is_shift_invariant)
+@given(data=st.data(), x=matrices(smallest=3), seed=st.integers(0, 2**31))
+def test_a_shift_invariant_rule_ignores_the_mean_row(name: str, data: st.DataObject, x: Tensor, seed: int) -> None:
+    rule = rules.get(name)
+    options = data.draw(options_of(rule, is_shift_invariant), label="options")
     x = x + 0.1 * matrix(*x.shape, "gaussian", seed)
     shift = matrix(1, x.shape[1], "gaussian", seed + 1)
     update = steps(rule, options, [x])
@@ -187,22 +221,23 @@ def test_a_shift_invariant_rule_ignores_the_mean_row(drawn: Drawn, x: Tensor, se
     assert update.sum(0).abs().max() < 1e-12 * len(x)
 
 
-@given(rules_and_options(lambda rule, options: rule.is_matrix and rule.transposable(options)), matrices())
-def test_transposable_rules_commute_with_transposition(drawn: Drawn, x: Tensor) -> None:
-    rule, options = drawn
+@each_rule(is_transposable)
+@given(data=st.data(), x=matrices())
+def test_transposable_rules_commute_with_transposition(name: str, data: st.DataObject, x: Tensor) -> None:
+    rule = rules.get(name)
+    options = data.draw(options_of(rule, is_transposable), label="options")
     assume(x.shape[0] != x.shape[1])
     assert torch.equal(rule.direct(x.mT, options), rule.direct(x, options).mT)
 
 
-@given(
-    rules_and_options(lambda rule, options: rule.is_matrix and rule.scale_invariant(options)),
-    st.integers(4, 40),
-    st.integers(4, 40),
-    st.integers(0, 2**31),
-)
-def test_the_stated_rms_is_that_of_a_gaussian_matrix(drawn: Drawn, rows: int, cols: int, seed: int) -> None:
+@each_rule(has_stated_rms)
+@given(data=st.data(), rows=st.integers(4, 40), cols=st.integers(4, 40), seed=st.integers(0, 2**31))
+def test_the_stated_rms_is_that_of_a_gaussian_matrix(
+    name: str, data: st.DataObject, rows: int, cols: int, seed: int
+) -> None:
     """Scales rest on it. Singular values of a five-step iteration lie between 0.5 and 1.3 here, hence the band."""
-    rule, options = drawn
+    rule = rules.get(name)
+    options = data.draw(options_of(rule, has_stated_rms), label="options")
     assert rule.rms is not None
     assume(max(rows, cols) >= 2 * min(rows, cols))
     # aol4's limit is the polar factor of another matrix; root_2048x2048 overshoots to 3.3 (see its table).

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from orthoopt import plans
 from orthoopt.bench import machine, pretrain
-from orthoopt.bench.arms import Arm, parse_arm
+from orthoopt.bench.arms import Arm, parse_arm, parse_arms
 from orthoopt.bench.runs import BenchError, Run, Runner, check_comparable
 
 # Stands in for the recipe: the same files from a formula. Every plan has its best learning rate; a seed adds a little.
@@ -187,6 +188,28 @@ def test_arms() -> None:
         parse_arm("symetry")
     with pytest.raises(ValueError, match=r"PLAN\+embedding_xNUMBER"):
         parse_arm("adamw+head_x10")
+    changed = parse_arm("muon+ns_steps=3+second_moment=rows+embedding_x2.5")
+    assert changed.options == {"ns_steps": 3, "second_moment": "rows"} and changed.embedding_multiplier == 2.5
+    flags = changed.flags()
+    assert json.loads(flags[flags.index("--plan_options") + 1]) == changed.options
+    with pytest.raises(ValueError, match="muon\\+ns_step=3.*did you mean 'ns_steps'"):
+        parse_arm("muon+ns_step=3")
+    with pytest.raises(ValueError, match="steps must be"):
+        parse_arm("muon+ns_steps=0")
+    assert [arm.name for arm in parse_arms("adamw+embedding_x10,all,muon")][1:] == plans.names()
+
+
+def test_many_arms_are_compared_with_one_and_drawn_as_a_ranking(lab: Lab) -> None:
+    arms = ["adamw", "symmetry", *(f"adamw+embedding_x{i}" for i in range(2, 7))]
+    words = ("--plans", ",".join(arms), "--against", "symmetry", "--name", "many", "--points", "3", "--seeds", "2")
+    assert lab.run("--quick", *words) == 0
+    result = json.loads((lab.root / "out" / "many_cpu.json").read_text())
+    assert list(result["plans"]) == arms
+    assert [row["between"] for row in result["differences"]] == [["adamw", "symmetry"]] + [
+        ["symmetry", arm] for arm in arms[2:]
+    ]
+    assert (lab.root / "out" / "many_cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert not (lab.root / "out" / "pretrain_cpu.json").exists()
 
 
 def test_an_arm_multiplies_the_embedding_and_nothing_else() -> None:
