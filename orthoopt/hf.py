@@ -34,18 +34,23 @@ class OptimizerFactory:
         weight_decay: float | None = None,
         overrides: Overrides = (),
         options: Mapping[str, Any] | None = None,
+        weight_decay_mode: str = "decoupled",
         maximize: bool = False,
         nonfinite: str = "skip",
     ) -> OrthoOpt:
         """Return an `OrthoOpt` over `model`'s trainable parameters.
 
         `lr` and `weight_decay`, where they are not given, are `training_args`' own, without those 1e-3 and
-        0.1. `plan`, `overrides` and `options` are those of `orthoopt.param_groups`. Raises what
-        `orthoopt.param_groups` raises: an unknown plan, or an override that matches nothing.
+        0.1. `plan`, `overrides` and `options` are those of `orthoopt.param_groups`, the rest those of `OrthoOpt`.
+        Raises what `orthoopt.param_groups` raises: an unknown plan, or an override that matches nothing.
         """
         if lr is None:
             lr = 1e-3 if training_args is None else float(training_args.learning_rate)
         if weight_decay is None:
             weight_decay = 0.1 if training_args is None else float(training_args.weight_decay)
+        if weight_decay_mode != "decoupled":
+            options = {"weight_decay_mode": weight_decay_mode, **(options or {})}
         groups = param_groups(model, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
-        return OrthoOpt(groups, lr=lr, weight_decay=weight_decay, maximize=maximize, nonfinite=nonfinite)
+        return OrthoOpt(
+            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+        )

@@ -1,0 +1,50 @@
+"""Every Python block of the documents runs, and every page of a rule names a rule that there is."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+
+import orthoopt
+from orthoopt import plans, rules
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+
+
+def names_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=names_of)
+def test_the_python_blocks_of_a_page_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A rule that a page defines is gone with its test.
+    monkeypatch.setattr(rules._base, "_RULES", dict(rules._base._RULES))
+    model = models.qwen3(device="cpu")
+    for param in model.parameters():
+        param.grad = torch.randn_like(param)
+    space: dict[str, Any] = {"torch": torch, "orthoopt": orthoopt, "model": model}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for block in BLOCK.findall(page.read_text()):
+            exec(compile(block, names_of(page), "exec"), space)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names_of)
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_rule_and_plan_is_documented() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    for name in (*rules.names(), *plans.names()):
+        assert f"`{name}`" in text, name
