@@ -11,7 +11,7 @@ def schur_bound(x: Tensor) -> Tensor:
     Schur's test: if M ≥ 0, p, q > 0, M q ≤ α p and Mᵀ p ≤ β q, then ‖M‖₂ ≤ √(αβ). Here M = |X|, and ‖X‖₂ ≤ ‖|X|‖₂.
     With p the row sums and q the column sums of |X|, (M q)ᵢ/pᵢ is a mean of q under the weights of row i, so that
     α ≤ max q = ‖X‖₁ and β ≤ max p = ‖X‖_∞: never above √(‖X‖₁‖X‖_∞), which is the same test with p = q = 1. It is
-    exact where |X| has rank one, however unequal its rows and columns, and for a diagonal X.
+    exact for outer products, however unequal their rows and columns, and for diagonal matrices.
 
     Args:
         x: ``(..., rows, cols)``; entries should be near one, for products of three of them are formed.

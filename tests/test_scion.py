@@ -339,6 +339,10 @@ def test_unconstrained_nothing_shrinks() -> None:
     assert groups["attention"]["radius"] == groups["vector"]["radius"] == 2.0
     assert {group["momentum"] for group in optimizer.param_groups} == {0.5}
     assert groups["attention"]["ns_steps"] == 3
+    # What the documentation says of plain groups.
+    loose = param_groups(model, "scion", overrides={".": {"weight_decay": 0.0}})
+    assert {group["weight_decay"] for group in loose} == {0.0}
+    assert {group["rule"] for group in loose} == {"scion", "scion_vector"}
 
 
 def test_norms_may_be_chosen_by_role() -> None:

@@ -2,8 +2,6 @@
 
 from torch import Tensor
 
-from orthoopt.newton_schulz import normalize
-
 
 def mean_cosh_squared(z: Tensor) -> Tensor:
     """Mean of cosh² over the entries of each matrix.
@@ -18,17 +16,17 @@ def mean_cosh_squared(z: Tensor) -> Tensor:
 
 
 def cosh_brake(x: Tensor, gain: float) -> Tensor:
-    """r = √mean cosh²(γ·X/‖X‖_F), the factor that AuON divides by.
+    """r = √mean cosh²(γ·X), ‖X‖_F = 1: the factor that AuON divides by.
 
-    Since Σz² = γ² whatever X is, and sinh² grows faster than its argument's square, r² = 1 + mean sinh²z lies within
-    [1 + γ²/N, 1 + sinh²γ/N] for N entries: one, but for O(1/N). A single huge entry attains the upper bound and no
-    more, for the norm is divided out before the cosh is taken.
+    With z = γ·X, Σz² = γ² whatever X is, and r² = 1 + mean sinh²z. Since sinh²√u ≥ u is convex and 0 at 0, for N
+    entries r² lies within [1 + γ²/N, 1 + sinh²γ/N]: one, but for O(1/N). A single huge entry attains the upper bound
+    and no more, for the norm is divided out before the cosh is taken.
 
     Args:
-        x: ``(..., rows, cols)``.
+        x: ``(..., rows, cols)``, Frobenius norm one or zero, see :func:`orthoopt.newton_schulz.normalize`.
         gain: γ of the paper.
 
     Returns:
-        ``(..., 1, 1)`` in float32 or wider.
+        ``(..., 1, 1)``, at least 1.
     """
-    return mean_cosh_squared(normalize(x).mul_(gain)).sqrt_()
+    return mean_cosh_squared(gain * x).sqrt_()

@@ -29,7 +29,7 @@ def auon_direction(
 
     Args:
         momentum: ``(..., rows, cols)``, leading dimensions a batch.
-        variant: ``spectral_bound``: X / min(b(X), ‖X‖_F) with the certified b of :func:`orthoopt.schur_bound`, so that
+        variant: ``spectral_bound``: X / min(b(X), ‖X‖_F) with the certified b of :mod:`orthoopt.schur_bound`, so that
             ‖U‖₂ ≤ 1 ≤ ‖U‖_F. ``paper``: X/‖X‖_F over the cosh factor, gain 1; Frobenius-normalized momentum but for
             O(1/N). ``repository``: the momentum itself over the cosh factor, gain 1.5; that is SGD, and its step is
             as long as the gradients.
@@ -37,11 +37,11 @@ def auon_direction(
     Returns:
         The update, ``(..., rows, cols)``; zero matrices give zeros.
     """
-    if variant == "repository":
-        return momentum / cosh_brake(momentum, REPOSITORY_GAIN)
     x = normalize(momentum)
+    if variant == "repository":
+        return momentum / cosh_brake(x, REPOSITORY_GAIN)
     if variant == "paper":
-        return x / cosh_brake(x, PAPER_GAIN)
+        return x.div_(cosh_brake(x, PAPER_GAIN))
     bound = schur_bound(x).clamp_(max=1)  # ‖X‖_F = 1 bounds it too
     return x.div_(bound.where(bound > 0, 1))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from orthoopt.coefficients import resolve_coefficients
-from orthoopt.newton_schulz import NS_DTYPES, newton_schulz
+from orthoopt.newton_schulz import NS_DTYPES, newton_schulz, normalize
 from orthoopt.rules._base import Equivariance, Options, register
 from orthoopt.rules._cosh import cosh_brake, mean_cosh_squared
 from orthoopt.rules._momentum import momentum_rule
@@ -51,7 +51,7 @@ def hybrid_auon_direction(
         return wide.mT
     x = newton_schulz(momentum, _steps(variant, ns_steps), ns_coefficients, NS_DTYPES[ns_dtype])
     x = x.to(torch.promote_types(x.dtype, torch.float32))  # cosh of small bfloat16 numbers is 1
-    return x / (cosh_brake(x, REPOSITORY_GAIN) if variant == "repository" else mean_cosh_squared(x))
+    return x / (cosh_brake(normalize(x), REPOSITORY_GAIN) if variant == "repository" else mean_cosh_squared(x))
 
 
 def _steps(variant: str, ns_steps: int | None) -> int:
