@@ -117,7 +117,10 @@ def _assignment(
     if rules.get(entry["rule"]).is_matrix and not parse_view(view).is_matrix:
         # A matrix rule on something seen as a vector can only come from the user; the optimizer checks the shape.
         view = "flatten" if item.param.ndim > 3 else "matrix"
-    return Assignment(item.name, item.param, role, view, reason, plans.group_options(entry, lr, weight_decay))
+    group = plans.group_options(entry, lr, weight_decay)
+    of_shape = rules.get(entry["rule"]).of_shape(tuple(item.param.shape), group)
+    group |= {key: value for key, value in of_shape.items() if key not in entry}
+    return Assignment(item.name, item.param, role, view, reason, group)
 
 
 def _match_overrides(

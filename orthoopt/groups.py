@@ -64,6 +64,7 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
     rule.reject_unknown(list(group), (*OPTIMIZER_KEYS, *FOREIGN_KEYS), where)
     complete = {**defaults, **rule.defaults, **group}
     pairs = _named(group["params"], group.get("param_names"), where)
+    complete |= _of_shapes(rule, group, complete, pairs, where)
     complete["params"] = [pair if pair[0] is not None else pair[1] for pair in pairs]
     complete.pop("param_names", None)
     if rule.is_matrix:
@@ -105,6 +106,24 @@ def _named(params: Any, names: Any, where: str) -> list[tuple[str | None, Tensor
     if len({name is None for name, _ in pairs}) > 1:
         raise ValueError(f"{where}: all params of a group must have names, or none of them")
     return pairs
+
+
+def _of_shapes(
+    rule: rules.Rule,
+    group: Mapping[str, Any],
+    options: Mapping[str, Any],
+    pairs: Iterable[tuple[str | None, Tensor]],
+    where: str,
+) -> dict[str, Any]:
+    """The options that follow from the shapes of the parameters and that the group leaves out."""
+    found: dict[str, Any] = {}
+    for _, tensor in pairs:
+        for key, value in rule.of_shape(tuple(tensor.shape), options).items():
+            if key not in group and found.setdefault(key, value) != value:
+                raise ValueError(
+                    f"{where}: its parameters need {key}={found[key]!r} and {key}={value!r}: make a group for each"
+                )
+    return found
 
 
 def _default_view(tensors: Iterable[Tensor]) -> str:

@@ -28,6 +28,7 @@ _ADAMW: Entry = {"rule": "adamw"}
 # Norms, biases and scalars are not decayed: their scale means something.
 _VECTOR: Entry = {"rule": "adamw", "weight_decay": 0.0}
 _SPECTRAL: Entry = {"rule": "spectral"}
+_SCION: Entry = {"rule": "scion", "radius": 50.0, "weight_decay": 1.0}
 # From scratch an embedding wants a larger rate than matrices; bench/results/pretrain_cpu.json shows it for AdamW too.
 _EMBEDDING_RATE: Entry = {"lr_multiplier": 10.0}
 
@@ -43,6 +44,24 @@ PLANS: dict[str, Plan] = {
     "adamw": _everywhere(_ADAMW),
     # Muon on the linear maps, AdamW elsewhere, as its authors use it.
     "muon": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, _SPECTRAL), embedding=_ADAMW | _EMBEDDING_RATE),
+    # The linear maps' momentum divided by a bound on its spectral norm; linear time.
+    "auon": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, {"rule": "auon"}), embedding=_ADAMW | _EMBEDDING_RATE),
+    "hybrid_auon": _everywhere(
+        _ADAMW, **dict.fromkeys(MATRIX_ROLES, {"rule": "hybrid_auon"}), embedding=_ADAMW | _EMBEDDING_RATE
+    ),
+    # A norm ball for every role (arXiv 2502.07529); weight decay 1 makes the steps Frank and Wolfe's, which stay in it.
+    # The radii are those published for nanoGPT, 50 in the blocks and 3000 on the head, to go with a learning rate of
+    # about 2^-12. As in the authors' examples one radius serves all but the head. An embedding is stored (vocabulary,
+    # features), so its ball is that of the transpose.
+    "scion": _everywhere(
+        _SCION,
+        embedding=_SCION | {"norm": "col_norm", "transposed": True},
+        tied_embedding=_SCION | {"norm": "sign", "radius": 3000.0},
+        lm_head=_SCION | {"norm": "sign", "radius": 3000.0},
+        conv=_SCION | {"norm": "spectral_conv"},
+        vector={"rule": "scion_vector", "radius": 50.0, "weight_decay": 1.0},
+        unknown=_ADAMW | {"weight_decay": 1.0},
+    ),
     # One rule per symmetry (arXiv 2605.18106). Embedding and head have exchangeable rows (tokens) and a rotation-
     # invariant feature space. A softmax head's logits may all shift together, hence the centring; a tied embedding is
     # looked up too, and lookup is not shift-invariant. A router's scores may pass a sigmoid: not centred.

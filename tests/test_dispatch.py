@@ -43,7 +43,10 @@ def test_plans_cover_every_role_with_valid_entries(plan: str) -> None:
     assert set(entries) == set(ROLES)
     for role, entry in entries.items():
         plans.check_entry(entry, role)
-    assert entries["vector"] == {"rule": "adamw", "weight_decay": 0.0}
+    if plan == "scion":  # vectors have a ball too
+        assert entries["vector"] == {"rule": "scion_vector", "radius": 50.0, "weight_decay": 1.0}
+    else:
+        assert entries["vector"] == {"rule": "adamw", "weight_decay": 0.0}
     assert rules.get(entries["unknown"]["rule"]).name == "adamw"
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import orthoopt
-from orthoopt import Muon, OrthoOpt, RowNorm, Symmetry, param_groups
+from orthoopt import AuON, HybridAuON, Muon, OrthoOpt, RowNorm, Symmetry, param_groups
 
-CONSTRUCTORS = (Muon, Symmetry, RowNorm)
-PLANS = {Muon: "muon", Symmetry: "symmetry", RowNorm: "row_norm"}
+PLANS = {AuON: "auon", HybridAuON: "hybrid_auon", Muon: "muon", Symmetry: "symmetry", RowNorm: "row_norm"}
+CONSTRUCTORS = tuple(PLANS)
 
 
 def routing(optimizer: OrthoOpt) -> dict[str, tuple[str, str]]:

@@ -1,11 +1,15 @@
 """One constructor a system: :class:`OrthoOpt` with the groups of a ready plan.
 
 Each takes a model, named parameters, bare parameters, or param groups, in torch's argument order; ours follow as
-keywords. A learning rate tuned for AdamW carries over, for updates are scaled to the size of AdamW's.
+keywords. A learning rate tuned for AdamW carries over, for updates are scaled to the size of AdamW's; only Scion's has
+the paper's units.
 """
 
+from orthoopt.named.auon import AuON
+from orthoopt.named.hybrid_auon import HybridAuON
 from orthoopt.named.muon import Muon
 from orthoopt.named.row_norm import RowNorm
+from orthoopt.named.scion import Scion
 from orthoopt.named.symmetry import Symmetry
 
-__all__ = ["Muon", "RowNorm", "Symmetry"]
+__all__ = ["AuON", "HybridAuON", "Muon", "RowNorm", "Scion", "Symmetry"]

@@ -98,6 +98,8 @@ class Rule:
     """Whether the first update has a positive inner product with its gradient, whatever that is."""
     default_scale: str = DEFAULT_SCALE
     """The scale of groups that name none; ``"none"`` for a rule whose length means something."""
+    of_shape: Callable[[tuple[int, ...], Options], Options] = field(default=lambda shape, options: {})
+    """Options that follow from the shape of a parameter, which its view may hide; values that are given win."""
     note: Callable[[int, int, Options], str] = field(default=lambda rows, cols, options: "")
     """What ``explain`` adds about a matrix of this shape, "" for nothing."""
     check: Callable[[Options], None] = field(default=lambda options: None)

@@ -52,7 +52,8 @@ def spell(allowed: Any) -> str:
         return " or ".join(spell(option) for option in typing.get_args(allowed))
     if origin is tuple:
         return "a tuple of numbers"
-    return {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}[allowed]
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", type(None): "None"}
+    return words[allowed]
 
 
 def hashable(value: Any) -> Any:

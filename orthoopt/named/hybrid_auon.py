@@ -1,0 +1,68 @@
+"""HybridAuON: Newton-Schulz steps and a cosh factor on linear maps, AdamW elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from orthoopt.dispatch import Overrides, Params
+from orthoopt.named._groups import Coefficients, groups_from
+from orthoopt.optimizer import OrthoOpt
+from orthoopt.scale import DEFAULT_SCALE
+
+
+class HybridAuON(OrthoOpt):
+    """Newton-Schulz steps and a cosh factor near one on linear maps, AdamW elsewhere (plan ``hybrid_auon``).
+
+    By default this is :class:`Muon` to about one part in the number of a matrix's entries.
+
+    Args:
+        params: a model, named parameters, bare parameters (shapes decide, with a warning), or param groups.
+        lr: learning rate. The published 0.24 is for ``scale="none"``.
+        weight_decay: decoupled weight decay; vectors are not decayed.
+        momentum: coefficient of the gradient average.
+        nesterov: blend the gradient into the average once more.
+        variant: ``"repository"`` or ``"paper"``, see :mod:`orthoopt.rules.hybrid_auon`.
+        ns_steps: Newton-Schulz iterations; None takes the variant's own, five or one.
+        ns_coefficients: a table of :mod:`orthoopt.coefficients`, one (a, b, c), or several.
+        ns_dtype: dtype of the iteration; ``"auto"`` chooses by device.
+        scale: one of ``orthoopt.scale.names()``.
+        betas: AdamW's, for the other parameters.
+        eps: AdamW's eps.
+        weight_decay_mode: ``"decoupled"``, ``"independent"`` or ``"cautious"``, see :mod:`orthoopt.weight_decay`.
+        overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
+        maximize: ascend.
+        nonfinite: ``"skip"`` or ``"raise"``, see :class:`OrthoOpt`.
+    """
+
+    def __init__(
+        self,
+        params: Params | Iterable[Mapping[str, Any]],
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        *,
+        variant: str = "repository",
+        ns_steps: int | None = None,
+        ns_coefficients: Coefficients = "muon",
+        ns_dtype: str = "auto",
+        scale: str = DEFAULT_SCALE,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay_mode: str = "decoupled",
+        overrides: Overrides = (),
+        maximize: bool = False,
+        nonfinite: str = "skip",
+    ) -> None:
+        options = {
+            "momentum": momentum, "nesterov": nesterov, "variant": variant, "ns_steps": ns_steps,
+            "ns_coefficients": ns_coefficients, "ns_dtype": ns_dtype, "scale": scale, "betas": betas, "eps": eps,
+            "weight_decay_mode": weight_decay_mode,
+        }  # fmt: skip
+        groups = groups_from(params, "hybrid_auon", lr, weight_decay, overrides, options)
+        super().__init__(
+            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+        )
