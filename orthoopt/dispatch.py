@@ -50,7 +50,8 @@ def param_groups(
         weight_decay: for the roles whose plan entry has none of its own.
         overrides: (pattern, entry) pairs or a dict, tried in order before the plan; ``re.search`` on the name, and the
             first match wins. An entry may hold ``rule``, its options, ``lr_multiplier``, ``lr``, ``weight_decay``,
-            ``scale``, ``role`` and ``view``; what it leaves out comes from the plan while the rule stays the same.
+            ``scale``, ``per_head``, ``role`` and ``view``; what it leaves out comes from the plan while the rule stays
+            the same.
         options: given to every entry whose rule has them, such as ``{"momentum": 0.9}``.
 
     Returns:
@@ -103,17 +104,21 @@ def _assignment(
 ) -> Assignment:
     role, view, reason = item.role, item.view, item.reason
     entry: dict[str, Any] = entries[role]
+    given: Mapping[str, Any] = {}
     if change is not None:
-        pattern, new = change
+        pattern, given = change
         where = f"override {pattern!r}"
-        role, view = new.get("role", role), new.get("view", view)
+        role, view = given.get("role", role), given.get("view", view)
         if role not in ROLES:
             raise ValueError(f"{where}: unknown role {role!r}. Roles: {', '.join(ROLES)}")
         base = entries[role]
-        kept = base if new.get("rule", base["rule"]) == base["rule"] else {}
-        own = {key: value for key, value in new.items() if key not in ("role", "view")}
+        kept = base if given.get("rule", base["rule"]) == base["rule"] else {}
+        own = {key: value for key, value in given.items() if key not in ("role", "view")}
         entry = plans.check_entry({**kept, "rule": base["rule"], **own}, where)
         reason = f"{where}; by itself: {reason}"
+    if entry.get("per_head") and role == item.role == "attention" and "view" not in given:
+        view, words = item.per_head or (view, "not per head: its heads are not known, seen whole")
+        reason = f"{reason}; {words}"
     if rules.get(entry["rule"]).is_matrix and not parse_view(view).is_matrix:
         # A matrix rule on something seen as a vector can only come from the user; the optimizer checks the shape.
         view = "flatten" if item.param.ndim > 3 else "matrix"

@@ -21,23 +21,24 @@ def _list(text: str) -> list[str]:
     return text.split()
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """A set of names out of one string."""
     return frozenset(_list(text))
 
 
-EMBEDDINGS = _names("wte embed_tokens embed_in tok_embeddings token_embedding_table shared")
-HEADS = _names("lm_head lm_heads head dist_head head_dist classifier score embed_out output_layer logits qa_outputs")
-ROUTERS = _names("gate router shared_expert_gate gating gate_network")
-STATE_SPACE = _names("A_log A_logs D Ds dt_bias time_decay time_first time_faaaa")
+EMBEDDINGS = names("wte embed_tokens embed_in tok_embeddings token_embedding_table shared")
+HEADS = names("lm_head lm_heads head dist_head head_dist classifier score embed_out output_layer logits qa_outputs")
+ROUTERS = names("gate router shared_expert_gate gating gate_network")
+STATE_SPACE = names("A_log A_logs D Ds dt_bias time_decay time_first time_faaaa")
 
-ATTENTION = _names(
+ATTENTION = names(
     "q_proj k_proj v_proj o_proj to_q to_k to_v wq wk wv q_attn query key value "
     "q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj kv_a_proj kv_proj"
 )
-FUSED_QKV = _names("qkv_proj qkv to_qkv c_attn Wqkv wqkv query_key_value in_proj_weight")
-FUSED_GATE_UP = _names("gate_up_proj gate_up Wi input_linear w12 w13 weights_in")
-MLP_IN = FUSED_GATE_UP | _names("gate_proj up_proj w_gate w_up dense_h_to_4h c_fc wi wi_0 wi_1 fc_in")
-MLP_OUT = _names("down_proj w_down dense_4h_to_h output_linear weights_out w_out fc_out")
+FUSED_QKV = names("qkv_proj qkv to_qkv c_attn Wqkv wqkv query_key_value in_proj_weight")
+FUSED_GATE_UP = names("gate_up_proj gate_up Wi input_linear w12 w13 weights_in")
+MLP_IN = FUSED_GATE_UP | names("gate_proj up_proj w_gate w_up dense_h_to_4h c_fc wi wi_0 wi_1 fc_in")
+MLP_OUT = names("down_proj w_down dense_4h_to_h output_linear weights_out w_out fc_out")
 # Names that may stand for anything else: they need an enclosing mlp, or their other half beside them, of the
 # transposed shape. In pairs of the way in and the way out.
 _PAIRS = _list(

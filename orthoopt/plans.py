@@ -1,7 +1,8 @@
 """Plans: role -> rule, options, learning-rate multiplier and weight decay; plain data.
 
 A plan's entry is a dict: ``rule``; the rule's options; ``scale`` (matrix rules); ``lr_multiplier`` (default 1), which
-lands in the group's ``lr`` so that every scheduler works; ``weight_decay``, absent where the user's value holds.
+lands in the group's ``lr`` so that every scheduler works; ``weight_decay``, absent where the user's value holds;
+``per_head`` (matrix rules): attention is seen head by head where its head counts are known.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Plan: TypeAlias = dict[str, Entry]
 MATRIX_ROLES = ("attention", "mlp_in", "mlp_out", "expert_in", "expert_out", "conv", "hidden")
 """Roles whose gradient is a linear map between two feature spaces: orthogonal on both sides."""
 
-_SHELL_KEYS = ("rule", "scale", "lr_multiplier", "lr", "weight_decay", "weight_decay_mode")
+_SHELL_KEYS = ("rule", "scale", "lr_multiplier", "lr", "weight_decay", "weight_decay_mode", "per_head")
 
 _ADAMW: Entry = {"rule": "adamw"}
 # Norms, biases and scalars are not decayed: their scale means something.
@@ -31,6 +32,14 @@ _SPECTRAL: Entry = {"rule": "spectral"}
 _SCION: Entry = {"rule": "scion", "radius": 50.0, "weight_decay": 1.0}
 # From scratch an embedding wants a larger rate than matrices; bench/results/pretrain_cpu.json shows it for AdamW too.
 _EMBEDDING_RATE: Entry = {"lr_multiplier": 10.0}
+# Neurons are the rows of the way into an mlp and the columns of the way out.
+_HYBRID: Entry = {"rule": "hybrid"}
+_HYBRID_MLP: Plan = {
+    "mlp_in": _HYBRID,
+    "expert_in": _HYBRID,
+    "mlp_out": _HYBRID | {"axis": "cols"},
+    "expert_out": _HYBRID | {"axis": "cols"},
+}
 
 
 def _everywhere(entry: Entry, **exceptions: Entry) -> Plan:
@@ -72,6 +81,15 @@ PLANS: dict[str, Plan] = {
         lm_head={"rule": "row_norm", "centre": "both", "weight_decay": 0.0},
         router={"rule": "row_norm", "weight_decay": 0.0},
     ),
+    # The same with its hybrid rule for exchangeable neurons, and for tokens.
+    "symmetry_hybrid": _everywhere(
+        _SPECTRAL,
+        **_HYBRID_MLP,
+        embedding=_HYBRID | {"weight_decay": 0.0} | _EMBEDDING_RATE,
+        tied_embedding=_HYBRID | {"weight_decay": 0.0},
+        lm_head=_HYBRID | {"centre": "both", "weight_decay": 0.0},
+        router={"rule": "row_norm", "weight_decay": 0.0},
+    ),
     # Every matrix by rows: linear time, no matrix products.
     "row_norm": _everywhere(
         {"rule": "row_norm"},
@@ -81,6 +99,44 @@ PLANS: dict[str, Plan] = {
         router={"rule": "row_norm", "weight_decay": 0.0},
     ),
 }
+
+
+def _symmetry_paper(mlp: Plan) -> Plan:
+    """The published assignment of arXiv 2605.18106 with its numbers, for lr=2e-2: Muon's in its Qwen3-0.6B runs.
+
+    Its learning rates go with its scales, so they do not compare with AdamW's. Read in its authors' code
+    (timlautk/equivariant_optimizers); what that code does not say is marked (I), inferred here.
+    """
+    ema: Entry = {"momentum": 0.95, "momentum_form": "ema", "nesterov": False, "scale": "none"}
+    rows: Entry = {"rule": "row_norm", "eps_mode": "add", "weight_decay": 0.0, **ema}
+    # Its code multiplies by the nuclear norm, but its float32 Gram matrices are normalized in place first (I).
+    nu: Entry = {"nu_mode": "nuclear_over_frobenius", "nu_power": 1.0, "ns_coefficients": "polar_express_a_1.05"}
+    muon: Entry = {
+        "rule": "spectral", "momentum": 0.95, "momentum_form": "heavy_ball", "nesterov": True,
+        "ns_coefficients": "polar_express", "scale": "shape_scaling", "weight_decay": 1e-3,
+    }  # fmt: skip
+    hybrid = {role: {**entry, "eps_mode": "add", "weight_decay": 1e-3, **ema, **nu} for role, entry in mlp.items()}
+    return {
+        **dict.fromkeys(MATRIX_ROLES, muon),
+        "attention": muon | {"per_head": True},
+        **hybrid,
+        "embedding": rows | {"lr_multiplier": 25.0},  # 0.5
+        "lm_head": rows | {"centre": "both", "lr_multiplier": 0.25},  # 5e-3; centred since its second release
+        # Its models are untied. Lookup is not shift-invariant: not centred, at the head's rate (I).
+        "tied_embedding": rows | {"lr_multiplier": 0.25},
+        # 7.5e-4 where Muon has 5e-3 (OLMoE); for a router with a softmax over its experts.
+        "router": {
+            "rule": "left_spectral", "centre": "both", "weight_decay": 0.0, "lr_multiplier": 0.15, **ema, **nu,
+        },
+        "vector": {"rule": "adamw", "betas": (0.9, 0.95), "weight_decay": 1e-3, "lr_multiplier": 2.5},  # 5e-2
+        # Not in its models; 1e-3, its AdamW's on heads (I).
+        "unknown": {"rule": "adamw", "betas": (0.9, 0.95), "weight_decay": 0.0, "lr_multiplier": 0.05},
+    }  # fmt: skip
+
+
+# Its two choices for SwiGLU and experts.
+PLANS["symmetry_paper"] = _symmetry_paper({})
+PLANS["symmetry_paper_hybrid"] = _symmetry_paper(_HYBRID_MLP)
 
 
 def names() -> list[str]:
@@ -120,6 +176,11 @@ def check_entry(entry: Mapping[str, Any], where: str) -> Entry:
         if not rule.is_matrix:
             raise TypeError(f"{where}: 'scale' is for matrix rules, the rule is {rule.name!r}")
         check_scale(entry["scale"], where)
+    per_head = entry.get("per_head", False)
+    if not isinstance(per_head, bool):
+        raise ValueError(f"{where}: per_head must be True or False, got {per_head!r}")
+    if per_head and not rule.is_matrix:
+        raise TypeError(f"{where}: 'per_head' is for matrix rules, the rule is {rule.name!r}")
     check_mode(entry.get("weight_decay_mode", "decoupled"), where)
     rule.validate({**rule.defaults, **entry}, where)
     return copy.deepcopy(dict(entry))

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from orthoopt.census import Candidate, Parameters, take_census
 from orthoopt.decisions import DECISIONS
+from orthoopt.head_views import per_head
 from orthoopt.heads import find_heads
 from orthoopt.layers import Verdict
+from orthoopt.layouts import Layout
 from orthoopt.views import parse_view
 
 ROLES: tuple[str, ...] = (
@@ -51,6 +53,8 @@ class Classified(NamedTuple):
     role: str
     view: str
     reason: str
+    per_head: Layout | None = None
+    """For attention, where its heads are known: the view head by head, and how that is said."""
 
 
 def roles(params: Parameters) -> list[ParameterRole]:
@@ -61,7 +65,7 @@ def roles(params: Parameters) -> list[ParameterRole]:
     """
     return [
         ParameterRole(f"params[{i}]" if name is None else name, role, view, reason)
-        for i, (name, _, role, view, reason) in enumerate(classify(params))
+        for i, (name, _, role, view, reason, _) in enumerate(classify(params))
     ]
 
 
@@ -69,7 +73,8 @@ def classify(params: Parameters) -> list[Classified]:
     """Like ``roles``, with the tensors and with name None for bare ones."""
     census = take_census(params)
     find_heads(census)
-    return [Classified(c.name, c.param, *_decide(c)) for c in census.candidates]
+    verdicts = [(candidate, _decide(candidate)) for candidate in census.candidates]
+    return [Classified(c.name, c.param, *verdict, per_head(c, verdict)) for c, verdict in verdicts]
 
 
 def _decide(candidate: Candidate) -> Verdict:

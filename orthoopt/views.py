@@ -12,6 +12,8 @@ separated by one space and applied left to right:
 ``interleave(k)``  rows ``i::k`` are piece i (gpt-oss' gate and up)
 ``heads(h)``       ``(..., h * d, cols)`` -> ``(..., h, d, cols)``, one matrix per head of output features
 ``heads_in(h)``    ``(..., rows, h * d)`` -> ``(..., h, rows, d)``, one matrix per head of input features
+``head_size(d)``   ``(..., h * d, cols)`` -> ``(..., h, d, cols)`` for whatever h, after a split into blocks of
+                   different head counts (fused q, k, v with grouped queries)
 =================  =====================================================================================
 
 For example GPT-2's ``c_attn.weight`` of shape (768, 2304) is ``"transpose split(768,768,768)"``.
@@ -163,6 +165,28 @@ class _Heads:
 
 
 @dataclass(frozen=True)
+class _HeadSize:
+    """``head_size(d)``: (..., h * d, cols) -> (..., h, d, cols)."""
+
+    size: int
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        _needs_matrix(shape)
+        if shape[-2] % self.size:
+            raise ValueError(f"{shape[-2]} rows cannot be cut into heads of {self.size}")
+        return [(*shape[:-2], shape[-2] // self.size, self.size, shape[-1])]
+
+    def apply(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor.unflatten(-2, (tensor.shape[-2] // self.size, self.size))]
+
+    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
+        return pieces[0].reshape(shape)
+
+    def describe(self) -> str:
+        return f"heads of {self.size} rows"
+
+
+@dataclass(frozen=True)
 class _HeadsIn:
     """``heads_in(h)``: (..., rows, h * d) -> (..., h, rows, d)."""
 
@@ -193,6 +217,7 @@ _KNOWN = {
     "interleave": "interleave(k)",
     "heads": "heads(h)",
     "heads_in": "heads_in(h)",
+    "head_size": "head_size(d)",
 }
 
 
@@ -274,6 +299,8 @@ def _parse_step(word: str, spec: str) -> _Step:
             return _Heads(numbers[0])
         if name == "heads_in" and len(numbers) == 1:
             return _HeadsIn(numbers[0])
+        if name == "head_size" and len(numbers) == 1:
+            return _HeadSize(numbers[0])
     near = difflib.get_close_matches(word.split("(")[0], _KNOWN, n=1)
     hint = f" (did you mean {_KNOWN[near[0]]!r}?)" if near else ""
     raise ValueError(

@@ -19,6 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from orthoopt import plans
 from orthoopt.recipes.errors import RecipeError, nearest
+from orthoopt.recipes.schedules import VECTOR_SCHEDULES
 
 
 def _option(default: Any, text: str) -> Any:
@@ -98,6 +99,11 @@ class RunArguments:
         0.5,
         "With warmup_stable_decay: the share of the steps in which the learning rate falls linearly to 0.",
     )
+    vector_schedule: str | None = _option(
+        None,
+        f"A schedule of their own for vectors (norms, biases): {', '.join(VECTOR_SCHEDULES)}. By default the run's.",
+    )
+    vector_warmup_steps: int = _option(0, "With --vector_schedule: the steps of warm-up of vectors.")
     log_update_norms: bool = _option(True, "Log the norm of each role's update; copies the parameters to do so.")
     generate_sample: bool = _option(True, "Write a text sample at the end.")
     sample_prompt: str = _option("def ", "What the sample continues.")
@@ -279,6 +285,15 @@ def _check(data: DataArguments, run: RunArguments, training: PretrainArguments) 
     ):
         if not 0.0 < number < 1.0:
             raise RecipeError(f"--{option} must lie between 0 and 1, got {number}")
+    if run.vector_schedule is not None and run.vector_schedule not in VECTOR_SCHEDULES:
+        raise RecipeError(
+            f"--vector_schedule {run.vector_schedule!r} is not one of {list(VECTOR_SCHEDULES)}"
+            f"{nearest(run.vector_schedule, VECTOR_SCHEDULES)}"
+        )
+    if run.vector_warmup_steps < 0:
+        raise RecipeError(f"--vector_warmup_steps must be at least 0, got {run.vector_warmup_steps}")
+    if run.vector_warmup_steps and run.vector_schedule is None:
+        raise RecipeError("--vector_warmup_steps goes with --vector_schedule, which is not given")
     if data.streaming and training.max_steps <= 0:
         raise RecipeError("--streaming has no end: give --max_steps")
 

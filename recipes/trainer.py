@@ -14,10 +14,13 @@ from orthoopt.hf import OptimizerFactory
 from orthoopt.recipes.arguments import Arguments
 from orthoopt.recipes.callbacks import RoleMetrics
 from orthoopt.recipes.data import PretrainData, collate
+from orthoopt.recipes.schedules import with_vector_schedule
 
 
 class PretrainTrainer(Trainer):
     """transformers' Trainer on packed blocks, with the optimizer that a plan gives the model."""
+
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
 
     def __init__(
         self,
@@ -29,7 +32,7 @@ class PretrainTrainer(Trainer):
     ) -> None:
         run, training = arguments.run, arguments.training
         self.validation_blocks = data.validation
-        self.decay_fraction = run.decay_fraction
+        self.run_arguments = run
         self.role_metrics = RoleMetrics(norms=run.log_update_norms)
         training.per_device_eval_batch_size = data.validation.batch_size(
             training.per_device_eval_batch_size, training.world_size
@@ -57,13 +60,28 @@ class PretrainTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """As Trainer's; warmup_stable_decay falls linearly over the last `decay_fraction` of the steps."""
+        """As Trainer's; warmup_stable_decay falls linearly over the last `decay_fraction` of the steps.
+
+        Vectors follow `vector_schedule` where it is given.
+        """
+        if self.lr_scheduler is not None:
+            return self.lr_scheduler
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
             given = self.args.lr_scheduler_kwargs or {}
             warmup = self.args.get_warmup_steps(num_training_steps)
-            decay = min(round(self.decay_fraction * num_training_steps), max(num_training_steps - warmup, 0))
+            decay = min(
+                round(self.run_arguments.decay_fraction * num_training_steps), max(num_training_steps - warmup, 0)
+            )
             self.args.lr_scheduler_kwargs = {"num_decay_steps": decay, "decay_type": "linear"} | given
-        return super().create_scheduler(num_training_steps, optimizer)
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.run_arguments.vector_schedule is not None:
+            self.lr_scheduler = scheduler = with_vector_schedule(
+                scheduler,
+                self.run_arguments.vector_schedule,
+                warmup_steps=self.run_arguments.vector_warmup_steps,
+                total_steps=num_training_steps,
+            )
+        return scheduler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """As Trainer's, but every block is scored: `dataloader_drop_last` is about training batches."""

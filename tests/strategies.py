@@ -30,6 +30,8 @@ def values_of(rule: Rule) -> dict[str, list[Any]]:
             values[name] = [False, True]
     if "momentum" in values:
         values["momentum"] = [0.0, 0.5, 0.95]
+    if "nu_power" in values:
+        values["nu_power"] = [0.0, 0.5, 1.0]
     if "ns_coefficients" in values:
         values["ns_coefficients"] = list(coefficients.names())
     return values

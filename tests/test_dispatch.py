@@ -45,7 +45,7 @@ def test_plans_cover_every_role_with_valid_entries(plan: str) -> None:
         plans.check_entry(entry, role)
     if plan == "scion":  # vectors have a ball too
         assert entries["vector"] == {"rule": "scion_vector", "radius": 50.0, "weight_decay": 1.0}
-    else:
+    elif not plan.startswith("symmetry_paper"):  # a paper's own numbers
         assert entries["vector"] == {"rule": "adamw", "weight_decay": 0.0}
     assert rules.get(entries["unknown"]["rule"]).name == "adamw"
 
@@ -66,6 +66,45 @@ def test_a_tied_embedding_and_routers_are_never_centred() -> None:
         for group in param_groups(build(), "symmetry"):
             if group["role"] in ("tied_embedding", "router"):
                 assert group["rule"] == "row_norm" and group["centre"] == "none"
+
+
+# Table of learning rates of arXiv 2605.18106 for Qwen3-0.6B; the router's is OLMoE's 7.5e-4 for Muon's 5e-3.
+PAPER = {
+    "attention": ("spectral", 2e-2, 1e-3, "shape_scaling"),
+    "embedding": ("row_norm", 0.5, 0.0, "none"),
+    "lm_head": ("row_norm", 5e-3, 0.0, "none"),
+    "router": ("left_spectral", 2e-2 * 7.5e-4 / 5e-3, 0.0, "none"),
+    "vector": ("adamw", 5e-2, 1e-3, None),
+}
+
+
+@pytest.mark.parametrize("plan", ["symmetry_paper", "symmetry_paper_hybrid"])
+def test_the_papers_plans_have_its_numbers(plan: str) -> None:
+    groups = param_groups(models.olmoe(), plan, lr=2e-2, weight_decay=0.5)
+    mlp = ("spectral", 2e-2, 1e-3, "shape_scaling") if plan == "symmetry_paper" else ("hybrid", 2e-2, 1e-3, "none")
+    expected = {**PAPER, "expert_in": mlp, "expert_out": mlp}
+    assert {group["role"] for group in groups} == expected.keys()
+    for group in groups:
+        rule, lr, decay, scale = expected[group["role"]]
+        assert (group["rule"], group["weight_decay"], group.get("scale")) == (rule, decay, scale)
+        assert group["lr"] == pytest.approx(lr, rel=1e-12)
+        if rule == "spectral":
+            assert (group["momentum_form"], group["nesterov"]) == ("heavy_ball", True)
+        elif rule != "adamw":
+            assert (group["momentum_form"], group["nesterov"], group["momentum"]) == ("ema", False, 0.95)
+        if rule == "hybrid":
+            assert group["order"] == "row_then_polar" and group["nu_mode"] == "nuclear_over_frobenius"
+            assert group["axis"] == ("cols" if group["role"] == "expert_out" else "rows") and group["eps_mode"] == "add"
+    views = {group["view"] for group in groups if group["role"] == "attention"}
+    assert views == {"heads(4)", "heads(2)", "heads_in(4)"}
+
+
+@pytest.mark.parametrize("plan", [name for name in plans.names() if name.startswith("symmetry")])
+def test_what_is_looked_up_is_never_centred_and_softmax_heads_always(plan: str) -> None:
+    entries = plans.get(plan)
+    for role in ("embedding", "tied_embedding"):
+        assert entries[role].get("centre", "none") == "none"
+    assert entries["lm_head"]["centre"] == "both"
 
 
 def test_a_tensor_lr_stays_the_same_tensor() -> None:

@@ -78,6 +78,16 @@ def test_options_reach_their_rules_alone() -> None:
         assert ("eps" in group) == (group["rule"] == "adamw") and group.get("eps", 1e-6) == 1e-6
 
 
+@pytest.mark.parametrize("plan", [name for name in orthoopt.plans.names() if name.startswith("symmetry")])
+def test_symmetry_takes_every_plan_of_its_family_as_it_is(plan: str) -> None:
+    model = models.olmoe(device="cpu")
+    optimizer = Symmetry(model, lr=2e-2, weight_decay=0.2, plan=plan)
+    assert optimizer.state_dict() == OrthoOpt(param_groups(model, plan, lr=2e-2, weight_decay=0.2)).state_dict()
+    changed = Symmetry(model, plan=plan, scale="spectral", ns_coefficients="cans")
+    assert all(group.get("scale", "spectral") == "spectral" for group in changed.param_groups)
+    assert all(group.get("ns_coefficients", "cans") == "cans" for group in changed.param_groups)
+
+
 @pytest.mark.filterwarnings("ignore:bare parameters:UserWarning")
 def test_groups_keep_their_own_rate_and_ready_groups_stay() -> None:
     w, v, u = (nn.Parameter(torch.randn(4, 4)) for _ in range(3))
@@ -105,6 +115,7 @@ def test_groups_keep_their_own_rate_and_ready_groups_stay() -> None:
         ),
         (lambda: Muon(models.qwen3(), scale="kimi"), ValueError, "scale='kimi'"),
         (lambda: Symmetry(models.qwen3(), ns_coefficients="x"), ValueError, "unknown coefficients 'x'"),
+        (lambda: Symmetry(models.qwen3(), plan="muon"), ValueError, "plan='muon' must be one of 'symmetry', "),
         (lambda: RowNorm(models.qwen3(), axis="columns"), ValueError, "axis='columns'.*'rows', 'cols'"),
         (lambda: RowNorm(models.qwen3(), lr=-1), ValueError, "lr must be"),
     ],

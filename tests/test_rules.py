@@ -192,6 +192,12 @@ def test_the_promised_symmetry_holds(
     # These two maps leave no margin at the end of their interval and are steep there: a hundred times more in float32.
     steep = options.get("ns_coefficients") in ("cans", "root_2048x2048") and dtype is torch.float32
     tolerance = EQUIVARIANCE[dtype] * (100 if steep else 1)
+    # A centred matrix has a null direction where its units are no more than its features; rounding in it is magnified
+    # by the slope of the iteration at zero, up to 1e3, and only a second projection takes it out again. The steps of
+    # aol4 are steep at one (slope 4): of 300 seeds up to 3 in a hundred reach 1.6e-5.
+    null = options.get("centre") == "pre" and (rows <= cols) == (options.get("axis", "rows") == "rows")
+    if dtype is torch.float32 and (null or options.get("ns_coefficients") == "aol4"):
+        tolerance = max(tolerance, 1e-4)
     assert _equivariance_error(rule, options, x, left, right, dtype) < tolerance
 
 
@@ -203,6 +209,10 @@ def test_the_symmetry_that_a_rule_breaks_is_broken(name: str, data: st.DataObjec
     x = matrix(8, 12, "gaussian", seed)
     x = x * torch.logspace(0, -1, 8, dtype=torch.float64)[:, None] * torch.logspace(0, -1, 12, dtype=torch.float64)
     for side, group in rule.equivariance(options, 8, 12).breaks:
+        if group == "shift":
+            shift = matrix(1, 12, "gaussian", seed + 1)
+            assert relative_error(steps(rule, options, [x + shift]), steps(rule, options, [x])) > 1e-3
+            continue
         left = group_element(group if side == "left" else "none", 8, seed + 1)
         right = group_element(group if side == "right" else "none", 12, seed + 2)
         assert _equivariance_error(rule, options, x, left, right, torch.float64) > 1e-3

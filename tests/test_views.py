@@ -28,7 +28,7 @@ def fitting_views(draw: st.DrawFn) -> Case:
     shape = [*draw(st.lists(st.integers(1, 2), max_size=1)), draw(st.integers(1, 3)), draw(st.integers(1, 3))]
     words: list[str] = []
     for _ in range(draw(st.integers(1, 3))):
-        step = draw(st.sampled_from(["transpose", "split", "interleave", "heads", "heads_in"]))
+        step = draw(st.sampled_from(["transpose", "split", "interleave", "heads", "heads_in", "head_size"]))
         if step == "transpose":
             words.append("transpose")
             shape[-2:] = [shape[-1], shape[-2]]
@@ -41,9 +41,9 @@ def fitting_views(draw: st.DrawFn) -> Case:
             words.append(f"interleave({count})")
             shape[-2] *= count
         elif len(shape) > 2:
-            words.append(f"{step}({shape[-3]})")
+            words.append(f"{step}({shape[-2 if step == 'head_size' else -3]})")
             heads = shape.pop(-3)
-            shape[-2 if step == "heads" else -1] *= heads
+            shape[-1 if step == "heads_in" else -2] *= heads
     if len(shape) == 2 and draw(st.booleans()):
         inputs = draw(st.sampled_from([n for n in range(1, shape[1] + 1) if shape[1] % n == 0]))
         words.append("flatten")
@@ -91,6 +91,8 @@ def test_writing_to_the_pieces_writes_the_tensor(case: Case, strided: bool) -> N
         ("heads(2)", (4, 1), [[[[0], [1]], [[2], [3]]]]),
         ("heads_in(2)", (2, 4), [[[[0, 1], [4, 5]], [[2, 3], [6, 7]]]]),
         ("heads(2) split(1,1)", (4, 1), [[[[0]], [[2]]], [[[1]], [[3]]]]),
+        ("head_size(2)", (4, 1), [[[[0], [1]], [[2], [3]]]]),
+        ("split(4,2) head_size(2)", (6, 1), [[[[0], [1]], [[2], [3]]], [[[4], [5]]]]),
         ("flatten", (2, 1, 2), [[[0, 1], [2, 3]]]),
     ],
 )
@@ -139,6 +141,7 @@ def test_channels_last_keeps_the_order_of_the_columns() -> None:
         ("interleave(2)", (3, 4), "3 rows cannot be dealt out to 2"),
         ("heads(3)", (4, 4), "4 rows cannot be cut into 3 heads"),
         ("heads_in(3)", (4, 4), "4 columns cannot be cut into 3 heads"),
+        ("head_size(3)", (4, 4), "4 rows cannot be cut into heads of 3"),
         ("flatten", (4, 4), "at least 3 dimensions, not 2"),
         ("matrix", (4,), "at least 2 dimensions, not 1"),
         ("transpose", (4,), "at least 2 dimensions, not 1"),

@@ -10,24 +10,31 @@ from torch import Tensor
 from orthoopt.dispatch import Overrides, Params
 from orthoopt.named._groups import Coefficients, groups_from
 from orthoopt.optimizer import OrthoOpt
-from orthoopt.scale import DEFAULT_SCALE
+
+_PLANS = ("symmetry", "symmetry_hybrid", "symmetry_paper", "symmetry_paper_hybrid")
 
 
 class Symmetry(OrthoOpt):
-    """The rule that each parameter's symmetry asks for (plan ``symmetry``, arXiv 2605.18106).
+    """The rule that each parameter's symmetry asks for (arXiv 2605.18106).
 
     Linear maps get the polar factor of their momentum, embeddings, heads and routers their rows normalized, vectors
-    AdamW.
+    AdamW (plan ``symmetry``). Other plans of the family choose otherwise, see ``docs/rules/symmetry.md``.
 
     Args:
         params: a model, named parameters, bare parameters (shapes decide, with a warning), or param groups.
         lr: learning rate.
-        weight_decay: decoupled weight decay of the linear maps; embeddings, heads, routers and vectors have none.
+        weight_decay: decoupled weight decay of the linear maps; embeddings, heads, routers and vectors have none. The
+            published plans have their own.
         momentum: coefficient of the gradient average, in every matrix rule.
-        ns_coefficients: a table of :mod:`orthoopt.coefficients`, one (a, b, c), or several.
+        plan: ``"symmetry"``; ``"symmetry_hybrid"``, hybrid rules on mlps, experts, embeddings and heads; or the
+            published assignment and numbers, for lr=2e-2: ``"symmetry_paper"`` with Muon on mlps and experts,
+            ``"symmetry_paper_hybrid"`` with hybrid rules there.
+        ns_coefficients: a table of :mod:`orthoopt.coefficients`, one (a, b, c), or several, for every rule that
+            iterates; None leaves each the plan's (``"muon"`` in plan ``symmetry``).
         ns_steps: Newton-Schulz iterations.
         ns_dtype: dtype of the iteration; ``"auto"`` chooses by device.
-        scale: one of ``orthoopt.scale.names()``.
+        scale: one of ``orthoopt.scale.names()``, for every matrix; None leaves each the plan's
+            (``"match_rms_adamw"``, but the published ones).
         betas: AdamW's, for vectors.
         eps: AdamW's eps.
         weight_decay_mode: ``"decoupled"``, ``"independent"`` or ``"cautious"``, see :mod:`orthoopt.weight_decay`.
@@ -43,10 +50,11 @@ class Symmetry(OrthoOpt):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         *,
-        ns_coefficients: Coefficients = "muon",
+        plan: str = "symmetry",
+        ns_coefficients: Coefficients | None = None,
         ns_steps: int = 5,
         ns_dtype: str = "auto",
-        scale: str = DEFAULT_SCALE,
+        scale: str | None = None,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay_mode: str = "decoupled",
@@ -54,12 +62,15 @@ class Symmetry(OrthoOpt):
         maximize: bool = False,
         nonfinite: str = "skip",
     ) -> None:
+        if plan not in _PLANS:
+            raise ValueError(f"plan={plan!r} must be one of {', '.join(map(repr, _PLANS))}")
         options = {
             "momentum": momentum, "ns_coefficients": ns_coefficients, "ns_steps": ns_steps, "ns_dtype": ns_dtype,
             "scale": scale, "betas": betas, "eps": eps,
             "weight_decay_mode": weight_decay_mode,
         }  # fmt: skip
-        groups = groups_from(params, "symmetry", lr, weight_decay, overrides, options)
+        given = {name: value for name, value in options.items() if value is not None}
+        groups = groups_from(params, plan, lr, weight_decay, overrides, given)
         super().__init__(
             groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
         )

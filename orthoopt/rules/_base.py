@@ -25,6 +25,9 @@ Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Gate: TypeAlias = Tensor | None
 Group: TypeAlias = Literal["orthogonal", "permutation", "signed_permutation", "dct_signed_permutation", "none"]
 """``dct_signed_permutation``: D S Dᵀ for the orthonormal DCT-II basis D and a signed permutation S."""
+Breaks: TypeAlias = tuple[tuple[Literal["left", "right"], Group | Literal["shift"]], ...]
+SHIFT: tuple[Literal["left"], Literal["shift"]] = ("left", "shift")
+"""Among ``Equivariance.breaks``: the update must visibly change when one row vector is added to all rows."""
 
 
 class Signal(NamedTuple):
@@ -44,12 +47,12 @@ class Equivariance(NamedTuple):
     """The symmetry a rule promises: U(L G R) = L U(G) R for L and R from these groups, and what must not hold.
 
     ``shift``: U does not change when one row vector is added to all rows of the gradient, and its columns sum to zero.
-    ``breaks``: (side, group) pairs under which the update must visibly fail to follow.
+    ``breaks``: (side, group) pairs under which the update must visibly fail to follow; see also ``SHIFT``.
     """
 
     left: Group
     right: Group
-    breaks: tuple[tuple[Literal["left", "right"], Group], ...] = ()
+    breaks: Breaks = ()
     shift: bool = False
 
 

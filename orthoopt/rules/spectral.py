@@ -14,7 +14,7 @@ from orthoopt.coefficients import resolve_coefficients
 from orthoopt.newton_schulz import NS_DTYPES, newton_schulz
 from orthoopt.rules._base import Equivariance, Options, State, register
 from orthoopt.rules._momentum import momentum_rule
-from orthoopt.rules.row_norm import DAMPING
+from orthoopt.rules._rows import DAMPING
 
 
 def spectral_advance(
