@@ -7,7 +7,7 @@
 from orthoopt import hf, plans, rules
 from orthoopt.dispatch import param_groups
 from orthoopt.explain import explain
-from orthoopt.named import Muon, RowNorm, Symmetry
+from orthoopt.named import DCTAdamW, Dion2, Muon, RowNorm, Symmetry, Trion
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.polar import orthogonalize
 from orthoopt.roles import roles
@@ -15,10 +15,13 @@ from orthoopt.roles import roles
 __version__ = "0.1.0"
 
 __all__ = [
+    "DCTAdamW",
+    "Dion2",
     "Muon",
     "OrthoOpt",
     "RowNorm",
     "Symmetry",
+    "Trion",
     "explain",
     "hf",
     "orthogonalize",

@@ -13,10 +13,17 @@ import torch
 from torch import nn
 
 import orthoopt
-from orthoopt import Muon, OrthoOpt, RowNorm, Symmetry, param_groups
+from orthoopt import DCTAdamW, Dion2, Muon, OrthoOpt, RowNorm, Symmetry, Trion, param_groups
 
-CONSTRUCTORS = (Muon, Symmetry, RowNorm)
-PLANS = {Muon: "muon", Symmetry: "symmetry", RowNorm: "row_norm"}
+PLANS = {
+    Muon: "muon",
+    Symmetry: "symmetry",
+    RowNorm: "row_norm",
+    Trion: "trion",
+    Dion2: "dion2",
+    DCTAdamW: "dct_adamw",
+}
+CONSTRUCTORS = tuple(PLANS)
 
 
 def routing(optimizer: OrthoOpt) -> dict[str, tuple[str, str]]:
@@ -107,6 +114,12 @@ def test_groups_keep_their_own_rate_and_ready_groups_stay() -> None:
         (lambda: Symmetry(models.qwen3(), ns_coefficients="x"), ValueError, "unknown coefficients 'x'"),
         (lambda: RowNorm(models.qwen3(), axis="columns"), ValueError, "axis='columns'.*'rows', 'cols'"),
         (lambda: RowNorm(models.qwen3(), lr=-1), ValueError, "lr must be"),
+        (lambda: Trion(models.qwen3(), rank=0), ValueError, "rank=0 must be at least 1"),
+        (lambda: Dion2(models.qwen3(), rank=1.5), ValueError, "rank=1.5.*at most 1.0"),
+        (lambda: Trion(models.qwen3(), basis="haar"), ValueError, "basis='haar'.*'dct', 'identity'"),
+        (lambda: DCTAdamW(models.qwen3(), side="top"), ValueError, "side='top'.*'auto', 'left', 'right'"),
+        (lambda: DCTAdamW(models.qwen3(), update_interval=0), ValueError, "update_interval must be at least 1 step"),
+        (lambda: DCTAdamW(models.qwen3(), betas=(0.9, 1.0)), ValueError, r"betas\[1\] must be"),
     ],
 )
 def test_bad_arguments_are_named(call: Any, error: Any, message: str) -> None:

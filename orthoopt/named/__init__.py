@@ -4,8 +4,11 @@ Each takes a model, named parameters, bare parameters, or param groups, in torch
 keywords. A learning rate tuned for AdamW carries over, for updates are scaled to the size of AdamW's.
 """
 
+from orthoopt.named.dct_adamw import DCTAdamW
+from orthoopt.named.dion2 import Dion2
 from orthoopt.named.muon import Muon
 from orthoopt.named.row_norm import RowNorm
 from orthoopt.named.symmetry import Symmetry
+from orthoopt.named.trion import Trion
 
-__all__ = ["Muon", "RowNorm", "Symmetry"]
+__all__ = ["DCTAdamW", "Dion2", "Muon", "RowNorm", "Symmetry", "Trion"]
