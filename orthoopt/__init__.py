@@ -7,7 +7,7 @@
 from orthoopt import hf, plans, rules
 from orthoopt.dispatch import param_groups
 from orthoopt.explain import explain
-from orthoopt.named import AuON, HybridAuON, Muon, RowNorm, Scion, Symmetry
+from orthoopt.named import AuON, DCTAdamW, Dion2, HybridAuON, Muon, RowNorm, Scion, Symmetry, Trion
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.polar import orthogonalize
 from orthoopt.roles import roles
@@ -16,12 +16,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AuON",
+    "DCTAdamW",
+    "Dion2",
     "HybridAuON",
     "Muon",
     "OrthoOpt",
     "RowNorm",
     "Scion",
     "Symmetry",
+    "Trion",
     "explain",
     "hf",
     "orthogonalize",

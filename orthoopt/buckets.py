@@ -62,7 +62,8 @@ def _bounded(item: Item) -> Iterator[Item]:
 
 
 def _key(item: Item) -> tuple[Any, ...]:
-    chosen = tuple(hashable(item.options[name]) for name in item.rule.direction_options)
+    values = [item.options[name] for name in item.rule.direction_options]
+    chosen = tuple((type(value), hashable(value)) for value in values)  # a rank of 1 is not a rank of 1.0
     return item.rule.name, chosen, item.matrix.shape[-2:], item.matrix.dtype, item.matrix.device
 
 

@@ -34,9 +34,11 @@ def load(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Loader) -
     finally:
         handle.remove()
     for group, saved_group in zip(optimizer.param_groups, matched["param_groups"], strict=True):
+        # torch leaves a step where it was saved: right for a number, not for one that lies with its matrices.
+        own_step = () if rules.get(group["rule"]).is_matrix else ("step",)
         for param, index in zip(group["params"], saved_group["params"], strict=True):
             for key, value in matched["state"].get(index, {}).items():
-                if isinstance(value, Tensor) and key != "step":
+                if isinstance(value, Tensor) and key not in own_step:
                     optimizer.state[param][key] = value.detach().to(param.device).clone()
 
 

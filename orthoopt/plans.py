@@ -90,6 +90,12 @@ PLANS: dict[str, Plan] = {
         lm_head=_HYBRID | {"centre": "both", "weight_decay": 0.0},
         router={"rule": "row_norm", "weight_decay": 0.0},
     ),
+    # A quarter of every linear map's columns (or rows) a step; AdamW where muon has it (arXiv 2505.17967, 2512.16928).
+    "trion": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, {"rule": "trion"}), embedding=_ADAMW | _EMBEDDING_RATE),
+    "dion2": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, {"rule": "dion2"}), embedding=_ADAMW | _EMBEDDING_RATE),
+    "dct_adamw": _everywhere(
+        _ADAMW, **dict.fromkeys(MATRIX_ROLES, {"rule": "dct_adamw"}), embedding=_ADAMW | _EMBEDDING_RATE
+    ),
     # Every matrix by rows: linear time, no matrix products.
     "row_norm": _everywhere(
         {"rule": "row_norm"},

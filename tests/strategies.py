@@ -6,6 +6,8 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import scipy.fft
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -34,6 +36,10 @@ def values_of(rule: Rule) -> dict[str, list[Any]]:
         values["nu_power"] = [0.0, 0.5, 1.0]
     if "ns_coefficients" in values:
         values["ns_coefficients"] = list(coefficients.names())
+    if "rank" in values:
+        values["rank"] = [rule.defaults["rank"], 8, 1.0]
+    if "update_interval" in values:
+        values["update_interval"] = [1, 2]
     return values
 
 
@@ -136,8 +142,11 @@ def group_element(group: str, size: int, seed: int) -> Tensor:
     if group == "orthogonal":
         return torch.linalg.qr(torch.randn(size, size, generator=source, dtype=torch.float64))[0]
     eye = torch.eye(size, dtype=torch.float64)[torch.randperm(size, generator=source)]
-    if group == "signed_permutation":
+    if group in ("signed_permutation", "dct_signed_permutation"):
         eye *= torch.randint(0, 2, (size, 1), generator=source) * 2 - 1
+    if group == "dct_signed_permutation":
+        cosines = torch.from_numpy(scipy.fft.dct(np.eye(size), type=2, norm="ortho"))
+        return cosines @ eye @ cosines.mT
     return eye if group != "none" else torch.eye(size, dtype=torch.float64)
 
 

@@ -13,9 +13,29 @@ import torch
 from torch import nn
 
 import orthoopt
-from orthoopt import AuON, HybridAuON, Muon, OrthoOpt, RowNorm, Symmetry, param_groups
+from orthoopt import (
+    AuON,
+    DCTAdamW,
+    Dion2,
+    HybridAuON,
+    Muon,
+    OrthoOpt,
+    RowNorm,
+    Symmetry,
+    Trion,
+    param_groups,
+)
 
-PLANS = {AuON: "auon", HybridAuON: "hybrid_auon", Muon: "muon", Symmetry: "symmetry", RowNorm: "row_norm"}
+PLANS = {
+    AuON: "auon",
+    DCTAdamW: "dct_adamw",
+    Dion2: "dion2",
+    HybridAuON: "hybrid_auon",
+    Muon: "muon",
+    RowNorm: "row_norm",
+    Symmetry: "symmetry",
+    Trion: "trion",
+}
 CONSTRUCTORS = tuple(PLANS)
 
 
@@ -118,6 +138,12 @@ def test_groups_keep_their_own_rate_and_ready_groups_stay() -> None:
         (lambda: Symmetry(models.qwen3(), plan="muon"), ValueError, "plan='muon' must be one of 'symmetry', "),
         (lambda: RowNorm(models.qwen3(), axis="columns"), ValueError, "axis='columns'.*'rows', 'cols'"),
         (lambda: RowNorm(models.qwen3(), lr=-1), ValueError, "lr must be"),
+        (lambda: Trion(models.qwen3(), rank=0), ValueError, "rank=0 must be at least 1"),
+        (lambda: Dion2(models.qwen3(), rank=1.5), ValueError, "rank=1.5.*at most 1.0"),
+        (lambda: Trion(models.qwen3(), basis="haar"), ValueError, "basis='haar'.*'dct', 'identity'"),
+        (lambda: DCTAdamW(models.qwen3(), side="top"), ValueError, "side='top'.*'auto', 'left', 'right'"),
+        (lambda: DCTAdamW(models.qwen3(), update_interval=0), ValueError, "update_interval must be at least 1 step"),
+        (lambda: DCTAdamW(models.qwen3(), betas=(0.9, 1.0)), ValueError, r"betas\[1\] must be"),
     ],
 )
 def test_bad_arguments_are_named(call: Any, error: Any, message: str) -> None:

@@ -6,10 +6,13 @@ the paper's units.
 """
 
 from orthoopt.named.auon import AuON
+from orthoopt.named.dct_adamw import DCTAdamW
+from orthoopt.named.dion2 import Dion2
 from orthoopt.named.hybrid_auon import HybridAuON
 from orthoopt.named.muon import Muon
 from orthoopt.named.row_norm import RowNorm
 from orthoopt.named.scion import Scion
 from orthoopt.named.symmetry import Symmetry
+from orthoopt.named.trion import Trion
 
-__all__ = ["AuON", "HybridAuON", "Muon", "RowNorm", "Scion", "Symmetry"]
+__all__ = ["AuON", "DCTAdamW", "Dion2", "HybridAuON", "Muon", "RowNorm", "Scion", "Symmetry", "Trion"]

@@ -15,6 +15,18 @@ def keyword_options(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def advance_fields(advance: Callable[..., Any]) -> dict[str, Any]:
+    """The fields of a :class:`Rule` that the signature and the docstring of its ``advance`` settle."""
+    own, hints = keyword_options(advance), typing.get_type_hints(advance)
+    return {
+        "summary": first_line(advance),
+        "defaults": own,
+        "hints": {name: hints[name] for name in own},
+        "advance": advance,
+        "direction_options": tuple(own),
+    }
+
+
 def first_line(function: Callable[..., Any]) -> str:
     """The first line of a function's docstring."""
     return (inspect.getdoc(function) or "").split("\n", 1)[0]

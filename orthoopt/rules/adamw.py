@@ -53,7 +53,8 @@ def _accumulate(grads: Tensors, states: Sequence[State], options: Options, gate:
     return Signal(averages, roots, corrections1)
 
 
-def _check(options: Options) -> None:
+def check_adamw(options: Options) -> None:
+    """Raise ValueError on betas or an eps that Adam cannot have."""
     for index, beta in enumerate(options["betas"]):
         if not 0 <= beta < 1:
             raise ValueError(f"betas[{index}] must be at least 0 and below 1, got {beta!r}")
@@ -75,6 +76,6 @@ adamw = register(
             breaks=(("left", "orthogonal"), ("right", "orthogonal")),
         ),
         scale_invariant=lambda options: False,
-        check=_check,
+        check=check_adamw,
     )
 )

@@ -1,0 +1,69 @@
+"""Dion2: the polar factor of the momentum's largest rows or columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from orthoopt.dispatch import Overrides, Params
+from orthoopt.named._groups import Coefficients, groups_from
+from orthoopt.optimizer import OrthoOpt
+from orthoopt.scale import DEFAULT_SCALE
+
+
+class Dion2(OrthoOpt):
+    """Dion2 on linear maps, AdamW elsewhere (plan ``dion2``, arXiv 2512.16928).
+
+    Args:
+        params: a model, named parameters, bare parameters (shapes decide, with a warning), or param groups.
+        lr: learning rate.
+        weight_decay: decoupled weight decay; vectors are not decayed.
+        momentum: share of the used rows that stays in the momentum.
+        rank: rows kept of each matrix: a whole number, or a fraction of the shorter side.
+        selection: the norm by which rows are chosen, ``"l1"`` (published) or ``"l2"``.
+        side: choose rows (``"left"``) or columns (``"right"``); ``"auto"``: of the shorter side, rows if square.
+        ns_coefficients: a table of :mod:`orthoopt.coefficients`, one (a, b, c), or several.
+        ns_steps: Newton-Schulz iterations.
+        ns_dtype: dtype of the iteration; ``"auto"`` chooses by device.
+        scale: one of ``orthoopt.scale.names()``; published is ``"unit_rms_norm"``.
+        betas: AdamW's, for the other parameters.
+        eps: AdamW's eps.
+        weight_decay_mode: ``"decoupled"``, ``"independent"`` or ``"cautious"``, see :mod:`orthoopt.weight_decay`.
+        overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
+        maximize: ascend.
+        nonfinite: ``"skip"`` or ``"raise"``, see :class:`OrthoOpt`.
+    """
+
+    def __init__(
+        self,
+        params: Params | Iterable[Mapping[str, Any]],
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        *,
+        rank: int | float = 0.25,
+        selection: str = "l1",
+        side: str = "auto",
+        ns_coefficients: Coefficients = "polar_express",
+        ns_steps: int = 5,
+        ns_dtype: str = "auto",
+        scale: str = DEFAULT_SCALE,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay_mode: str = "decoupled",
+        overrides: Overrides = (),
+        maximize: bool = False,
+        nonfinite: str = "skip",
+    ) -> None:
+        options = {
+            "momentum": momentum, "rank": rank, "selection": selection, "side": side,
+            "ns_coefficients": ns_coefficients, "ns_steps": ns_steps, "ns_dtype": ns_dtype, "scale": scale,
+            "betas": betas, "eps": eps,
+            "weight_decay_mode": weight_decay_mode,
+        }  # fmt: skip
+        groups = groups_from(params, "dion2", lr, weight_decay, overrides, options)
+        super().__init__(
+            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+        )
