@@ -113,10 +113,12 @@ def _equivariance(options: Options, rows: int, cols: int) -> Equivariance:
 
 
 def _descends(options: Options) -> bool:
-    """⟨U, M⟩ = tr(D (XXᵀ)^½) with a positive diagonal D, unless a projection or a rescaled column stands between."""
-    if rescales(options):
-        return False
-    return bool(options["order"] == "polar_then_row" or options["centre"] != "both")
+    """⟨U, Mₑ⟩ > 0: with A the row scaling, a positive diagonal or its restriction ΠAΠ to centred matrices.
+
+    row_then_polar: X = AMₑ, and ⟨polar X, A⁻¹X⟩ = tr(A⁻¹(XXᵀ)^½). polar_then_row: ⟨A polar Mₑ, Mₑ⟩ = tr(A(MₑMₑᵀ)^½).
+    An oracle that rescales columns first stands between.
+    """
+    return not rescales(options)
 
 
 hybrid = register(
