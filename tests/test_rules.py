@@ -156,6 +156,9 @@ def test_updates_do_not_depend_on_the_scale_of_the_gradient(
 
 # float64 and float32 roundings through two steps and a five-step iteration, whose slope at zero is up to 1100.
 EQUIVARIANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+# cans and root_2048x2048 leave no margin at the end of their interval and are steep there: a hundred times more in float32.
+# aol4 begins its cycle anew at the fifth step, with a slope of 4 at one.
+STEEP_MAPS = {"cans": 100, "root_2048x2048": 100, "aol4": 4}
 
 
 def _equivariance_error(
@@ -189,9 +192,11 @@ def test_the_promised_symmetry_holds(
     left = group_element(promise.left, rows, seed + 1)
     right = group_element(promise.right, cols, seed + 2)
     x = matrix(rows, cols, "even", seed)
-    # These two maps leave no margin at the end of their interval and are steep there: a hundred times more in float32.
-    steep = options.get("ns_coefficients") in ("cans", "root_2048x2048") and dtype is torch.float32
-    tolerance = EQUIVARIANCE[dtype] * (100 if steep else 1)
+    tolerance = EQUIVARIANCE[dtype]
+    if dtype is torch.float32:
+        tolerance *= STEEP_MAPS.get(str(options.get("ns_coefficients")), 1)
+        # The Gram form carries two products of the same polynomials, R and Q, and the error of the one enters the other.
+        tolerance *= 3 if options.get("method") == "gram" else 1
     assert _equivariance_error(rule, options, x, left, right, dtype) < tolerance
 
 
