@@ -107,7 +107,9 @@ def _error(x: Tensor, way: Way) -> float:
     u, s, vh = torch.linalg.svd(x[:4].double(), full_matrices=False)
     core = u.mT @ orthogonalize(x, way.steps, method=way.method)[:4].double() @ vh.mT
     kept = (s > 1e-3 * s.norm(dim=-1, keepdim=True)).double()
-    core = (core - torch.eye(s.shape[-1], dtype=core.dtype, device=core.device)) * kept.unsqueeze(-1) * kept.unsqueeze(-2)
+    core = (
+        (core - torch.eye(s.shape[-1], dtype=core.dtype, device=core.device)) * kept.unsqueeze(-1) * kept.unsqueeze(-2)
+    )
     return float(torch.linalg.matrix_norm(core, 2).max())
 
 

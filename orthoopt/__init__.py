@@ -7,7 +7,7 @@
 from orthoopt import hf, plans, rules
 from orthoopt.dispatch import param_groups
 from orthoopt.explain import explain
-from orthoopt.named import AuON, HybridAuON, Muon, RowNorm, Scion, Symmetry
+from orthoopt.named import SSD, AuON, HybridAuON, Muon, PolarGrad, RowNorm, Scion, Symmetry
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.polar import orthogonalize
 from orthoopt.roles import roles
@@ -15,10 +15,12 @@ from orthoopt.roles import roles
 __version__ = "0.1.0"
 
 __all__ = [
+    "SSD",
     "AuON",
     "HybridAuON",
     "Muon",
     "OrthoOpt",
+    "PolarGrad",
     "RowNorm",
     "Scion",
     "Symmetry",

@@ -8,19 +8,19 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from orthoopt.coefficients import Triple, resolve_coefficients
+from orthoopt.coefficients import Triple, names, resolve_coefficients
 from orthoopt.gram_newton_schulz import check_dtype, gram_newton_schulz
 from orthoopt.newton_schulz import newton_schulz, normalize
-from orthoopt.qdwh import null_tolerance, qdwh, working_dtype
+from orthoopt.qdwh import qdwh, working_dtype
 
 Method: TypeAlias = Literal["newton_schulz", "gram", "polar_express", "qdwh", "svd", "auto"]
 METHODS: tuple[Method, ...] = ("newton_schulz", "gram", "polar_express", "qdwh", "svd", "auto")
 
 AUTO_SIDE = 512
-"""Up to this shorter side ``"auto"`` is exact on CPUs: an SVD costs at most about what eight steps do from a side of 128
-on, and little below (bench/results/orthogonalize_cpu.json). An SVD on an accelerator waits for the host."""
+"""Up to this shorter side ``"auto"`` is exact on CPUs: from a side of 128 an SVD costs about what eight steps do, and
+below that little (bench/results/orthogonalize_cpu.json). On an accelerator an SVD waits for the host."""
 
-_POLAR_EXPRESS_TABLES = ("polar_express", "polar_express_a", "polar_express_a_1.05", "polar_express_b", "polar_express_c")
+_POLAR_EXPRESS_TABLES = tuple(name for name in names() if name.startswith("polar_express"))
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def orthogonalize(
               float32 or wider unless ``dtype`` says otherwise.
             - ``"qdwh"``: one to rounding above :func:`orthoopt.qdwh.null_tolerance`, zero below; ``steps`` has no
               effect.
-            - ``"svd"``: the same, by singular value decomposition: the reference.
+            - ``"svd"``: the same with a higher bound, :func:`rank_tolerance`; the reference.
             - ``"auto"``: ``"svd"`` on CPUs up to a shorter side of :data:`AUTO_SIDE`, else ``"polar_express"``.
         dtype: dtype of the computation. By default float64 for float64 input, float32 on CPUs, and on CUDA devices
             for ``newton_schulz`` bfloat16 where the hardware has it, for ``gram`` float16 where the table is safe in
@@ -114,11 +114,17 @@ def nuclear_norm(x: Tensor, factor: Tensor) -> Tensor:
     return (x * factor).sum((-2, -1), keepdim=True)
 
 
+def rank_tolerance(x: Tensor) -> float:
+    """Relative to ‖X‖_F, the singular values that ``svd`` takes for rounding, in the dtype of ``x``."""
+    return (16 + max(x.shape[-2:])) * torch.finfo(x.dtype).eps
+
+
 def _by_svd(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     x = normalize((x.mT if tall else x).to(working_dtype(x, dtype)))
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
-    # Directions that are null to rounding stay null: their singular vectors are arbitrary. ‖X‖_F is one here.
-    kept = s > null_tolerance(*x.shape[-2:], x.dtype)
+    # Directions that are null to rounding stay null: their singular vectors are arbitrary. ‖X‖_F is one here, and
+    # LAPACK leaves up to a quarter of max(rows, cols)·eps in them (a matrix of ones).
+    kept = s > rank_tolerance(x)
     factor = (u * kept.unsqueeze(-2)) @ vh
     return factor.mT if tall else factor

@@ -17,7 +17,7 @@ from torch import Tensor
 from orthoopt.newton_schulz import normalize
 
 CHOLESKY_LIMIT = 100.0
-"""Largest c for which a step may form I + cXᵀX, whose condition number is at most 1 + c; timlautk/polargrad has the same."""
+"""Largest c for which a step may form I + cXᵀX, whose condition number is at most 1 + c (timlautk/polargrad's too)."""
 
 _SQUARING_RATIO = 1.25
 """Longer than this many times the shorter side, a matrix is first reduced to a square one."""
@@ -41,17 +41,15 @@ def qdwh(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     tall = x.shape[-2] >= x.shape[-1]
     whole = normalize((x if tall else x.mT).to(working_dtype(x, dtype)))
     rows, cols = whole.shape[-2:]
-    basis = None
-    start = whole
+    basis, factor = None, whole
     if rows > _SQUARING_RATIO * cols:
-        basis, start = torch.linalg.qr(whole)
-    factor = start
+        basis, factor = torch.linalg.qr(whole)
     for a, b, c in weights(whole.dtype):
         step = _cholesky_step if c <= CHOLESKY_LIMIT else _qr_step
         factor = step(factor, a, b, c)
-    factor = factor @ _kept_directions(factor, start, null_tolerance(rows, cols, whole.dtype))
     if basis is not None:
         factor = basis @ factor
+    factor = factor @ _kept_directions(factor, whole, null_tolerance(rows, cols, whole.dtype))
     zero = whole.abs().amax((-2, -1), keepdim=True) == 0
     factor = factor.masked_fill(zero, 0)
     return factor if tall else factor.mT
@@ -65,8 +63,8 @@ def working_dtype(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 def null_tolerance(rows: int, cols: int, dtype: torch.dtype) -> float:
     """Singular values below this many times ‖X‖_F are rounding: their singular vectors mean nothing.
 
-    Rounding a matrix of rank r leaves singular values of about 1·eps·‖X‖_F at any size; sums grow as the root of
-    their length.
+    Rounding a matrix of low rank leaves singular values of about eps·‖X‖_F at any size; the sums in UᵀX grow as the
+    root of their length.
     """
     return (16 + math.sqrt(max(rows, cols))) * torch.finfo(dtype).eps
 

@@ -13,9 +13,17 @@ import torch
 from torch import nn
 
 import orthoopt
-from orthoopt import AuON, HybridAuON, Muon, OrthoOpt, RowNorm, Symmetry, param_groups
+from orthoopt import SSD, AuON, HybridAuON, Muon, OrthoOpt, PolarGrad, RowNorm, Symmetry, param_groups
 
-PLANS = {AuON: "auon", HybridAuON: "hybrid_auon", Muon: "muon", Symmetry: "symmetry", RowNorm: "row_norm"}
+PLANS = {
+    AuON: "auon",
+    HybridAuON: "hybrid_auon",
+    Muon: "muon",
+    PolarGrad: "polargrad",
+    RowNorm: "row_norm",
+    SSD: "ssd",
+    Symmetry: "symmetry",
+}
 CONSTRUCTORS = tuple(PLANS)
 
 
@@ -122,4 +130,5 @@ def test_an_eps_that_has_no_effect_says_so() -> None:
 def test_the_public_surface_is_what_is_documented() -> None:
     for name in orthoopt.__all__:
         assert getattr(orthoopt, name) is not None
-    assert list(orthoopt.__all__) == sorted(orthoopt.__all__)
+    # ruff's order: SCREAMING names first.
+    assert list(orthoopt.__all__) == sorted(orthoopt.__all__, key=lambda name: (not name.isupper(), name))

@@ -156,8 +156,8 @@ def test_updates_do_not_depend_on_the_scale_of_the_gradient(
 
 # float64 and float32 roundings through two steps and a five-step iteration, whose slope at zero is up to 1100.
 EQUIVARIANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
-# cans and root_2048x2048 leave no margin at the end of their interval and are steep there: a hundred times more in float32.
-# aol4 begins its cycle anew at the fifth step, with a slope of 4 at one.
+# cans and root_2048x2048 leave no margin at the end of their interval and are steep there: a hundred times more in
+# float32. aol4 begins its cycle anew at the fifth step, with a slope of 4 at one.
 STEEP_MAPS = {"cans": 100, "root_2048x2048": 100, "aol4": 4}
 
 
@@ -195,7 +195,7 @@ def test_the_promised_symmetry_holds(
     tolerance = EQUIVARIANCE[dtype]
     if dtype is torch.float32:
         tolerance *= STEEP_MAPS.get(str(options.get("ns_coefficients")), 1)
-        # The Gram form carries two products of the same polynomials, R and Q, and the error of the one enters the other.
+        # The Gram form carries two products of the same polynomials, and the error of R enters Q at every step.
         tolerance *= 3 if options.get("method") == "gram" else 1
     assert _equivariance_error(rule, options, x, left, right, dtype) < tolerance
 

@@ -8,8 +8,10 @@ the paper's units.
 from orthoopt.named.auon import AuON
 from orthoopt.named.hybrid_auon import HybridAuON
 from orthoopt.named.muon import Muon
+from orthoopt.named.polargrad import PolarGrad
 from orthoopt.named.row_norm import RowNorm
 from orthoopt.named.scion import Scion
+from orthoopt.named.ssd import SSD
 from orthoopt.named.symmetry import Symmetry
 
-__all__ = ["AuON", "HybridAuON", "Muon", "RowNorm", "Scion", "Symmetry"]
+__all__ = ["SSD", "AuON", "HybridAuON", "Muon", "PolarGrad", "RowNorm", "Scion", "Symmetry"]
