@@ -7,7 +7,19 @@
 from orthoopt import hf, plans, rules
 from orthoopt.dispatch import param_groups
 from orthoopt.explain import explain
-from orthoopt.named import AuON, DCTAdamW, Dion2, HybridAuON, Muon, RowNorm, Scion, Symmetry, Trion
+from orthoopt.named import (
+    SSD,
+    AuON,
+    DCTAdamW,
+    Dion2,
+    HybridAuON,
+    Muon,
+    PolarGrad,
+    RowNorm,
+    Scion,
+    Symmetry,
+    Trion,
+)
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.polar import orthogonalize
 from orthoopt.roles import roles
@@ -15,12 +27,14 @@ from orthoopt.roles import roles
 __version__ = "0.1.0"
 
 __all__ = [
+    "SSD",
     "AuON",
     "DCTAdamW",
     "Dion2",
     "HybridAuON",
     "Muon",
     "OrthoOpt",
+    "PolarGrad",
     "RowNorm",
     "Scion",
     "Symmetry",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 _BENCHES = {
     "step": "one optimizer step of each optimizer on real shapes, timed in one process",
+    "orthogonalize": "the methods of orthogonalize on Gaussian matrices, timed in one process",
     "pretrain": "optimizers compared by training, each at its own best learning rate",
 }
 
@@ -16,7 +17,7 @@ _USAGE = """usage: orthoopt COMMAND ...
 
   explain MODEL                      which parameter gets which rule, and why
   pretrain [CONFIG] [--key value]    train a language model; without CONFIG a small one on the embedded corpus
-  bench step|pretrain                measure
+  bench step|orthogonalize|pretrain             measure
 
 orthoopt COMMAND --help tells more.
 """

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from orthoopt.coefficients import Triple, resolve_coefficients
+from orthoopt.coefficients import Table, Triple, resolve_coefficients
 from orthoopt.kernels import axpy_matmul, gram, gram_polynomial
 
 NS_DTYPES: dict[str, torch.dtype | None] = {
@@ -37,18 +37,30 @@ def newton_schulz(
     """
     table = resolve_coefficients(coefficients, steps)
     tall = x.shape[-2] > x.shape[-1]
-    x = normalize(x.mT if tall else x, table.kappa).to(dtype or iteration_dtype(x))
+    x, products = start(x.mT if tall else x, table, dtype or iteration_dtype(x))
+    for step, (a, b, c) in enumerate(table.rows):
+        if step:
+            products = gram(x)
+        x = axpy_matmul(x, gram_polynomial(products, b, c), a)
+    return x.mT if tall else x
+
+
+def start(x: Tensor, table: Table, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """X₀ with ‖X₀‖₂ ≤ 1/κ, normalized before it is cast to ``dtype``, and its Gram matrix X₀X₀ᵀ.
+
+    Args:
+        x: ``(..., rows, cols)`` with rows ≤ cols.
+        table: says how to normalize.
+        dtype: of the iteration.
+    """
+    x = normalize(x, table.kappa).to(dtype)
     products = gram(x)
     if table.start == "aol":
         # Almost-orthogonal rescaling (arXiv 2512.04632): rows scaled by (Σⱼ|Aᵢⱼ|)^-½ bound ‖X‖₂ by one.
         row_sums = products.abs().sum(-1, keepdim=True)
         scale = torch.where(row_sums > 0, row_sums, 1).rsqrt()
         x, products = x * scale, products * scale * scale.mT
-    for step, (a, b, c) in enumerate(table.rows):
-        if step:
-            products = gram(x)
-        x = axpy_matmul(x, gram_polynomial(products, b, c), a)
-    return x.mT if tall else x
+    return x, products
 
 
 def normalize(x: Tensor, kappa: float = 1.0) -> Tensor:

@@ -86,12 +86,13 @@ class OrthoOpt(Optimizer):
         }  # fmt: skip
         self._skipped: int | Tensor = 0
         super().__init__(params, defaults)  # type: ignore[arg-type]  # torch wants dict where a Mapping will do
-        # Cyclic schedulers look for one of these among the defaults, and cycle it in every group.
-        for name in ("momentum", "betas"):
-            holder = next((group for group in self.param_groups if name in group), None)
-            if holder is not None:
-                self.defaults[name] = holder[name]
-                break
+        # Cyclic schedulers look for one of these among the defaults, and cycle it in every group. They write momentum,
+        # but read betas, so those must be in all groups.
+        holders = {name: [group for group in self.param_groups if name in group] for name in ("momentum", "betas")}
+        if holders["momentum"]:
+            self.defaults["momentum"] = holders["momentum"][0]["momentum"]
+        elif holders["betas"] and len(holders["betas"]) == len(self.param_groups):
+            self.defaults["betas"] = holders["betas"][0]["betas"]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore after unpickling, and at every load."""

@@ -29,6 +29,11 @@ _ADAMW: Entry = {"rule": "adamw"}
 # Norms, biases and scalars are not decayed: their scale means something.
 _VECTOR: Entry = {"rule": "adamw", "weight_decay": 0.0}
 _SPECTRAL: Entry = {"rule": "spectral"}
+# Updates as long as the gradient's nuclear norm, below one. The multipliers bring them to the size of AdamW's in
+# the default recipe, clipped to a gradient norm of one: a place to search from, for no factor fits every problem. No
+# decay, as published: in W ← (1 − lr·λ)W it would grow by the same factor.
+_POLARGRAD: Entry = {"rule": "polargrad", "lr_multiplier": 30.0, "weight_decay": 0.0}
+_SSD: Entry = {"rule": "ssd", "lr_multiplier": 10.0, "weight_decay": 0.0}
 _SCION: Entry = {"rule": "scion", "radius": 50.0, "weight_decay": 1.0}
 # From scratch an embedding wants a larger rate than matrices; bench/results/pretrain_cpu.json shows it for AdamW too.
 _EMBEDDING_RATE: Entry = {"lr_multiplier": 10.0}
@@ -71,6 +76,9 @@ PLANS: dict[str, Plan] = {
         vector={"rule": "scion_vector", "radius": 50.0, "weight_decay": 1.0},
         unknown=_ADAMW | {"weight_decay": 1.0},
     ),
+    # Steps in proportion to the gradient on the linear maps, with momentum (arXiv 2505.21799) and without.
+    "polargrad": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, _POLARGRAD), embedding=_ADAMW | _EMBEDDING_RATE),
+    "ssd": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, _SSD), embedding=_ADAMW | _EMBEDDING_RATE),
     # One rule per symmetry (arXiv 2605.18106). Embedding and head have exchangeable rows (tokens) and a rotation-
     # invariant feature space. A softmax head's logits may all shift together, hence the centring; a tied embedding is
     # looked up too, and lookup is not shift-invariant. A router's scores may pass a sigmoid: not centred.

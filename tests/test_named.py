@@ -14,12 +14,14 @@ from torch import nn
 
 import orthoopt
 from orthoopt import (
+    SSD,
     AuON,
     DCTAdamW,
     Dion2,
     HybridAuON,
     Muon,
     OrthoOpt,
+    PolarGrad,
     RowNorm,
     Symmetry,
     Trion,
@@ -32,7 +34,9 @@ PLANS = {
     Dion2: "dion2",
     HybridAuON: "hybrid_auon",
     Muon: "muon",
+    PolarGrad: "polargrad",
     RowNorm: "row_norm",
+    SSD: "ssd",
     Symmetry: "symmetry",
     Trion: "trion",
 }
@@ -159,4 +163,5 @@ def test_an_eps_that_has_no_effect_says_so() -> None:
 def test_the_public_surface_is_what_is_documented() -> None:
     for name in orthoopt.__all__:
         assert getattr(orthoopt, name) is not None
-    assert list(orthoopt.__all__) == sorted(orthoopt.__all__)
+    # ruff's order: SCREAMING names first.
+    assert list(orthoopt.__all__) == sorted(orthoopt.__all__, key=lambda name: (not name.isupper(), name))

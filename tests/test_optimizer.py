@@ -162,14 +162,19 @@ def quadratic(params: dict[str, nn.Parameter]) -> torch.Tensor:
     return sum((p.double() ** 2).mean() for p in params.values())
 
 
+def moves_momentum(optimizer: OrthoOpt) -> bool:
+    """Whether there is one to cycle: a rule without state has none."""
+    return bool({"momentum", "betas"} & optimizer.defaults.keys())
+
+
 SCHEDULERS = {
     "none": None,
     "step": lambda o: lr_scheduler.StepLR(o, 10, 0.5),
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 40),
     "linear": lambda o: lr_scheduler.LinearLR(o, total_iters=40),
     "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.98**step),
-    "one_cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.05, total_steps=41),
-    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.05, step_size_up=5, cycle_momentum=True),
+    "one_cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.05, total_steps=41, cycle_momentum=moves_momentum(o)),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.05, step_size_up=5, cycle_momentum=moves_momentum(o)),
     "sequential": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.ConstantLR(o, 0.5, 5), lr_scheduler.ExponentialLR(o, 0.97)], [5]
     ),

@@ -161,7 +161,7 @@ EQUIVARIANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 STEEP = {"cans": 100, "root_2048x2048": 100, "aol4": 10}
 """Tables that magnify float32 rounding: the first two leave no margin at the end of their interval and are steep there;
-the third starts from singular values near one, where the terms of its first polynomial cancel."""
+the third begins its cycle anew at the fifth step, near one, with a slope of 4, where the terms of its map cancel."""
 
 
 def amplification(rule: Rule, options: dict[str, Any], grads: list[Tensor]) -> float:
@@ -210,7 +210,9 @@ def test_the_promised_symmetry_holds(
     assume(amplification(rule, options, two_gradients(x)) < 20)
     tolerance = EQUIVARIANCE[dtype]
     if dtype is torch.float32:
-        tolerance *= STEEP.get(options.get("ns_coefficients", ""), 1)
+        tolerance *= STEEP.get(str(options.get("ns_coefficients")), 1)
+        # The Gram form carries two products of the same polynomials, and the error of R enters Q at every step.
+        tolerance *= 3 if options.get("method") == "gram" else 1
         # A centred matrix has a null direction where its units are no more than its features; rounding in it is
         # magnified by the slope of the iteration at zero, up to 1e3, and only a second projection takes it out again.
         if options.get("centre") == "pre" and (rows <= cols) == (options.get("axis", "rows") == "rows"):

@@ -10,9 +10,23 @@ from orthoopt.named.dct_adamw import DCTAdamW
 from orthoopt.named.dion2 import Dion2
 from orthoopt.named.hybrid_auon import HybridAuON
 from orthoopt.named.muon import Muon
+from orthoopt.named.polargrad import PolarGrad
 from orthoopt.named.row_norm import RowNorm
 from orthoopt.named.scion import Scion
+from orthoopt.named.ssd import SSD
 from orthoopt.named.symmetry import Symmetry
 from orthoopt.named.trion import Trion
 
-__all__ = ["AuON", "DCTAdamW", "Dion2", "HybridAuON", "Muon", "RowNorm", "Scion", "Symmetry", "Trion"]
+__all__ = [
+    "SSD",
+    "AuON",
+    "DCTAdamW",
+    "Dion2",
+    "HybridAuON",
+    "Muon",
+    "PolarGrad",
+    "RowNorm",
+    "Scion",
+    "Symmetry",
+    "Trion",
+]

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from orthoopt import plans
 from orthoopt.coefficients import Triple
 from orthoopt.dispatch import Overrides, Params, param_groups
 
@@ -53,3 +54,24 @@ def groups_from(
             options={**options, **rest},
         )
     return groups
+
+
+def in_own_units(plan: str, adam_lr: float | Tensor | None, weight_decay: float) -> plans.Plan:
+    """A ready plan whose matrix rule has units of its own, brought to them.
+
+    Args:
+        plan: its name.
+        adam_lr: learning rate of AdamW's groups, so that ``lr`` is the matrix rule's alone, without the plan's
+            multiplier. None leaves the multiplier between the two.
+        weight_decay: of the matrix rule's groups.
+    """
+    entries = plans.get(plan)
+    for entry in entries.values():
+        adamw = entry["rule"] == "adamw"
+        if not adamw:
+            entry["weight_decay"] = weight_decay
+        if adam_lr is not None and adamw:
+            entry["lr"] = adam_lr
+        elif adam_lr is not None:
+            entry.pop("lr_multiplier", None)
+    return entries

@@ -13,9 +13,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from orthoopt.coefficients import resolve_coefficients
 from orthoopt.newton_schulz import NS_DTYPES
-from orthoopt.polar import Method, polar_factor
+from orthoopt.polar import Method, check_method, polar_factor
 from orthoopt.rules._base import Equivariance, Options, register
 from orthoopt.rules._momentum import momentum_rule
 from orthoopt.rules._scion import MOMENTUM, accumulate_average, check_radius, init_average
@@ -112,7 +111,7 @@ def _equivariance(options: Options, rows: int, cols: int) -> Equivariance:
 
 def _check(options: Options) -> None:
     check_radius(options)
-    resolve_coefficients(options["ns_coefficients"], options["ns_steps"])
+    check_method(options["method"], options["ns_steps"], options["ns_coefficients"], NS_DTYPES[options["ns_dtype"]])
     norm, scaling = options["norm"], options["scaling"]
     allowed = {"spectral": ("max", "normalized", "unnormalized"), "spectral_conv": ("normalized",)}
     known = ("published", *allowed.get(norm, ("normalized", "unnormalized")))
