@@ -7,7 +7,7 @@
 from orthoopt import hf, plans, rules
 from orthoopt.dispatch import param_groups
 from orthoopt.explain import explain
-from orthoopt.named import Muon, RowNorm, Symmetry
+from orthoopt.named import Muon, Root, RowNorm, Symmetry
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.polar import orthogonalize
 from orthoopt.roles import roles
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Muon",
     "OrthoOpt",
+    "Root",
     "RowNorm",
     "Symmetry",
     "explain",

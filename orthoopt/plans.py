@@ -43,6 +43,8 @@ PLANS: dict[str, Plan] = {
     "adamw": _everywhere(_ADAMW),
     # Muon on the linear maps, AdamW elsewhere, as its authors use it.
     "muon": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, _SPECTRAL), embedding=_ADAMW | _EMBEDDING_RATE),
+    # Muon on the linear maps after clipping at a quantile, with coefficients fitted to shapes (arXiv 2511.20626).
+    "root": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, {"rule": "root"}), embedding=_ADAMW | _EMBEDDING_RATE),
     # One rule per symmetry (arXiv 2605.18106). Embedding and head have exchangeable rows (tokens) and a rotation-
     # invariant feature space. A softmax head's logits may all shift together, hence the centring; a tied embedding is
     # looked up too, and lookup is not shift-invariant. A router's scores may pass a sigmoid: not centred.

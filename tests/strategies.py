@@ -32,7 +32,8 @@ def values_of(rule: Rule) -> dict[str, list[Any]]:
     if "momentum" in values:
         values["momentum"] = [0.0, 0.5, 0.95]
     if "ns_coefficients" in values:
-        values["ns_coefficients"] = list(coefficients.names())
+        own = [name for kind in typing.get_args(rule.hints["ns_coefficients"]) for name in typing.get_args(kind)]
+        values["ns_coefficients"] = [*(name for name in own if isinstance(name, str)), *coefficients.names()]
     return values
 
 

@@ -5,7 +5,8 @@ keywords. A learning rate tuned for AdamW carries over, for updates are scaled t
 """
 
 from orthoopt.named.muon import Muon
+from orthoopt.named.root import Root
 from orthoopt.named.row_norm import RowNorm
 from orthoopt.named.symmetry import Symmetry
 
-__all__ = ["Muon", "RowNorm", "Symmetry"]
+__all__ = ["Muon", "Root", "RowNorm", "Symmetry"]
