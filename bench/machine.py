@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("orthoopt", "torch", "triton", "transformers", "accelerate", "tokenizers", "numpy")
+PACKAGES = ("orthoopt", "torch", "triton", "transformers", "accelerate", "tokenizers", "numpy", "scipy")
 """Whose releases a result may depend on; those not installed are left out."""
 
 _SOURCES = ("orthoopt", "orthoopt.kernels", "orthoopt.recipes")  # what decides a result; not the benches
@@ -134,7 +134,7 @@ def _source_files(package: str) -> Iterator[tuple[str, Path]]:
             # A regular install has the kernels, recipes and benches inside the package; each is its own here.
             if inside.parts[0] in ("kernels", "recipes", "bench") and package == "orthoopt":
                 continue
-            if path.suffix in (".py", ".yaml"):
+            if path.suffix in (".py", ".yaml", ".json"):
                 yield inside.as_posix(), path
 
 

@@ -11,13 +11,15 @@ _BENCHES = {
     "step": "one optimizer step of each optimizer on real shapes, timed in one process",
     "orthogonalize": "the methods of orthogonalize on Gaussian matrices, timed in one process",
     "pretrain": "optimizers compared by training, each at its own best learning rate",
+    "coefficients": "fitted Newton-Schulz coefficients against Muon's on real momenta",
 }
 
 _USAGE = """usage: orthoopt COMMAND ...
 
   explain MODEL                      which parameter gets which rule, and why
   pretrain [CONFIG] [--key value]    train a language model; without CONFIG a small one on the embedded corpus
-  bench step|orthogonalize|pretrain             measure
+  bench BENCH                        measure; orthoopt bench lists what there is
+  fit-coefficients ROWS COLS         Newton-Schulz coefficients for matrices of one shape (ROOT's AdaNewton)
 
 orthoopt COMMAND --help tells more.
 """
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run("orthoopt.recipes.pretrain", "recipes", rest)
     if command == "bench":
         return _bench(rest)
+    if command == "fit-coefficients":
+        return _run("orthoopt.fit_command", "bench", rest)
     if command in ("-h", "--help", "help"):
         print(_USAGE, end="")
         return 0

@@ -53,16 +53,21 @@ def _everywhere(entry: Entry, **exceptions: Entry) -> Plan:
     return plan | exceptions
 
 
+def _on_linear_maps(entry: Entry) -> Plan:
+    """The entry on the linear maps; AdamW elsewhere, on an embedding at ten times the rate."""
+    return _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, entry), embedding=_ADAMW | _EMBEDDING_RATE)
+
+
 PLANS: dict[str, Plan] = {
     # torch.optim.AdamW, except that vectors are not decayed.
     "adamw": _everywhere(_ADAMW),
     # Muon on the linear maps, AdamW elsewhere, as its authors use it.
-    "muon": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, _SPECTRAL), embedding=_ADAMW | _EMBEDDING_RATE),
+    "muon": _on_linear_maps(_SPECTRAL),
+    # Muon on the linear maps after clipping at a quantile, with coefficients fitted to shapes (arXiv 2511.20626).
+    "root": _on_linear_maps({"rule": "root"}),
     # The linear maps' momentum divided by a bound on its spectral norm; linear time.
-    "auon": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, {"rule": "auon"}), embedding=_ADAMW | _EMBEDDING_RATE),
-    "hybrid_auon": _everywhere(
-        _ADAMW, **dict.fromkeys(MATRIX_ROLES, {"rule": "hybrid_auon"}), embedding=_ADAMW | _EMBEDDING_RATE
-    ),
+    "auon": _on_linear_maps({"rule": "auon"}),
+    "hybrid_auon": _on_linear_maps({"rule": "hybrid_auon"}),
     # A norm ball for every role (arXiv 2502.07529); weight decay 1 makes the steps Frank and Wolfe's, which stay in it.
     # The radii are those published for nanoGPT, 50 in the blocks and 3000 on the head, to go with a learning rate of
     # about 2^-12. As in the authors' examples one radius serves all but the head. An embedding is stored (vocabulary,
@@ -77,8 +82,8 @@ PLANS: dict[str, Plan] = {
         unknown=_ADAMW | {"weight_decay": 1.0},
     ),
     # Steps in proportion to the gradient on the linear maps, with momentum (arXiv 2505.21799) and without.
-    "polargrad": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, _POLARGRAD), embedding=_ADAMW | _EMBEDDING_RATE),
-    "ssd": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, _SSD), embedding=_ADAMW | _EMBEDDING_RATE),
+    "polargrad": _on_linear_maps(_POLARGRAD),
+    "ssd": _on_linear_maps(_SSD),
     # One rule per symmetry (arXiv 2605.18106). Embedding and head have exchangeable rows (tokens) and a rotation-
     # invariant feature space. A softmax head's logits may all shift together, hence the centring; a tied embedding is
     # looked up too, and lookup is not shift-invariant. A router's scores may pass a sigmoid: not centred.
@@ -99,11 +104,9 @@ PLANS: dict[str, Plan] = {
         router={"rule": "row_norm", "weight_decay": 0.0},
     ),
     # A quarter of every linear map's columns (or rows) a step; AdamW where muon has it (arXiv 2505.17967, 2512.16928).
-    "trion": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, {"rule": "trion"}), embedding=_ADAMW | _EMBEDDING_RATE),
-    "dion2": _everywhere(_ADAMW, **dict.fromkeys(MATRIX_ROLES, {"rule": "dion2"}), embedding=_ADAMW | _EMBEDDING_RATE),
-    "dct_adamw": _everywhere(
-        _ADAMW, **dict.fromkeys(MATRIX_ROLES, {"rule": "dct_adamw"}), embedding=_ADAMW | _EMBEDDING_RATE
-    ),
+    "trion": _on_linear_maps({"rule": "trion"}),
+    "dion2": _on_linear_maps({"rule": "dion2"}),
+    "dct_adamw": _on_linear_maps({"rule": "dct_adamw"}),
     # Every matrix by rows: linear time, no matrix products.
     "row_norm": _everywhere(
         {"rule": "row_norm"},

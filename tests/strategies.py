@@ -35,7 +35,8 @@ def values_of(rule: Rule) -> dict[str, list[Any]]:
     if "nu_power" in values:
         values["nu_power"] = [0.0, 0.5, 1.0]
     if "ns_coefficients" in values:
-        values["ns_coefficients"] = list(coefficients.names())
+        own = [name for kind in typing.get_args(rule.hints["ns_coefficients"]) for name in typing.get_args(kind)]
+        values["ns_coefficients"] = [*(name for name in own if isinstance(name, str)), *coefficients.names()]
     if "rank" in values:
         values["rank"] = [rule.defaults["rank"], 8, 1.0]
     if "update_interval" in values:

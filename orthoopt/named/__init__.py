@@ -11,6 +11,7 @@ from orthoopt.named.dion2 import Dion2
 from orthoopt.named.hybrid_auon import HybridAuON
 from orthoopt.named.muon import Muon
 from orthoopt.named.polargrad import PolarGrad
+from orthoopt.named.root import Root
 from orthoopt.named.row_norm import RowNorm
 from orthoopt.named.scion import Scion
 from orthoopt.named.ssd import SSD
@@ -25,6 +26,7 @@ __all__ = [
     "HybridAuON",
     "Muon",
     "PolarGrad",
+    "Root",
     "RowNorm",
     "Scion",
     "Symmetry",
