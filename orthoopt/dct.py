@@ -20,8 +20,9 @@ Method: TypeAlias = Literal["auto", "matmul", "fft"]
 CPU_FFT_FROM = 256
 """On CPUs the FFT is taken from this many computed columns on.
 
-A product costs k multiplications for each element it computes, the FFT about as much whatever k is. Measured on two
-cores, square float32 matrices: even at 192 columns, the FFT twice as fast at 256, seven times at 1024.
+A product costs k multiplications for each element it computes, the FFT about as much whatever k is. Measured in
+bench/results/dct_cpu.json, one thread of a busy machine: for all k columns both are even at 192 to 256, and the FFT two
+to seven times faster beyond; putting a quarter of k back, they are even around k = 1024, which is 256 columns.
 """
 
 ACCELERATOR_FFT_FROM = 2048
