@@ -17,7 +17,7 @@ _USAGE = """usage: orthoopt COMMAND ...
 
   explain MODEL                      which parameter gets which rule, and why
   pretrain [CONFIG] [--key value]    train a language model; without CONFIG a small one on the embedded corpus
-  bench step|orthogonalize|pretrain             measure
+  bench step|orthogonalize|pretrain  measure
 
 orthoopt COMMAND --help tells more.
 """
