@@ -1,4 +1,4 @@
-"""The arms of a comparison: a plan, or a plan with other options or another learning rate of its embedding."""
+"""The arms of a comparison: a plan, or a plan with other options or learning rates of its parts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 from orthoopt import plans
 
-_MULTIPLIER = re.compile(r"embedding_x(\d+(\.\d+)?)")
+_MULTIPLIER = re.compile(r"(embedding|matrices)_x(\d+(?:\.\d+)?)")
 _OPTION = re.compile(r"(\w+)=([\w.+-]+)")
-_EMBEDDING = r"embed_tokens|word_embeddings|\bwte\b"
+_PATTERNS = {"embedding": r"embed_tokens|word_embeddings|\bwte\b", "matrices": r"_proj\.weight$"}
+"""Names of the parameters that a multiplier is for, in the recipe's models."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,15 @@ class Arm:
 
     name: str
     plan: str
-    embedding_multiplier: float | None = None
+    multipliers: dict[str, float] = field(default_factory=dict, hash=False)
+    """Of the learning rate of the embedding, or of attention's and the mlps' matrices."""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
     """Given to every entry of the plan whose rule has them."""
 
     @property
     def overrides(self) -> dict[str, dict[str, Any]]:
         """What the recipe is told beyond the plan."""
-        if self.embedding_multiplier is None:
-            return {}
-        return {_EMBEDDING: {"lr_multiplier": self.embedding_multiplier}}
+        return {_PATTERNS[part]: {"lr_multiplier": multiplier} for part, multiplier in self.multipliers.items()}
 
     def flags(self) -> list[str]:
         """The recipe's options."""
@@ -53,7 +53,7 @@ def parse_arms(text: str) -> list[Arm]:
 
 
 def parse_arm(spec: str) -> Arm:
-    """``PLAN``, with any of ``+embedding_x10`` and ``+option=value`` behind it.
+    """``PLAN``, with any of ``+embedding_x10``, ``+matrices_x10`` and ``+option=value`` behind it.
 
     Raises:
         ValueError: it is not of that form, or names an unknown plan or option; with the known ones.
@@ -63,21 +63,21 @@ def parse_arm(spec: str) -> Arm:
         near = difflib.get_close_matches(plan, plans.names(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown plan {plan!r}{hint} Known plans: {', '.join(plans.names())}")
-    multiplier, options = _read(spec, more)
+    multipliers, options = _read(spec, more)
     if options:
         try:
             plans.with_options(plans.get(plan), options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{spec!r}: {error}") from error
-    return Arm(spec, plan, multiplier, options)
+    return Arm(spec, plan, multipliers, options)
 
 
-def _read(spec: str, words: Sequence[str]) -> tuple[float | None, dict[str, Any]]:
-    multiplier: float | None = None
+def _read(spec: str, words: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
+    multipliers: dict[str, float] = {}
     options: dict[str, Any] = {}
     for word in words:
         if match := _MULTIPLIER.fullmatch(word):
-            multiplier = float(match[1])
+            multipliers[match[1]] = float(match[2])
         elif match := _OPTION.fullmatch(word):
             options[match[1]] = _value(match[2])
         else:
@@ -85,7 +85,7 @@ def _read(spec: str, words: Sequence[str]) -> tuple[float | None, dict[str, Any]
                 f"{spec!r} must be PLAN, PLAN+embedding_xNUMBER or PLAN+option=value, such as adamw+embedding_x10; "
                 f"{word!r} is neither"
             )
-    return multiplier, options
+    return multipliers, options
 
 
 def _value(text: str) -> Any:

@@ -209,7 +209,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--quick", action="store_true", help=f"the comparison of {_QUICK['plans']} alone, factor 2")
     parser.add_argument(
-        "--plans", help="arms, comma separated: PLAN, PLAN+embedding_x10, PLAN+option=value; all: every plan"
+        "--plans",
+        help="arms, comma separated: PLAN, PLAN+embedding_x10, PLAN+matrices_x10, PLAN+option=value; all: every plan",
     )
     parser.add_argument("--against", metavar="ARM", help="compare all arms with this one, instead of every two")
     parser.add_argument("--name", default="pretrain", help="results are NAME_DEVICE.json and .png, default pretrain")

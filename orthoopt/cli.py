@@ -11,6 +11,7 @@ _BENCHES = {
     "step": "one optimizer step of each optimizer on real shapes, timed in one process",
     "orthogonalize": "the methods of orthogonalize on Gaussian matrices, timed in one process",
     "pretrain": "optimizers compared by training, each at its own best learning rate",
+    "dct": "cosine transforms by products and by Fourier transforms",
     "coefficients": "fitted Newton-Schulz coefficients against Muon's on real momenta",
 }
 

@@ -216,8 +216,10 @@ def test_the_gram_form_is_the_standard_form_for_any_restarts(table: str, x: Tens
     result = gram_newton_schulz(x, 5, table, restarts=restarts)
     expected = newton_schulz(x, 5, table)
     # R holds squares: a rounding of the largest is one of √eps = 1e-8 in a singular value, and in directions of about
-    # the inverse slope, 1e-3, the polynomials of R turn it into 1e-10 of the whole.
-    assert relative_error(result, expected) < (1e-12 if (s > 0.05).all() else 1e-10)
+    # the inverse slope, 1e-3, the polynomials of R turn it into 1e-10 of the whole. These two tables are as steep at
+    # the upper end of their interval, where a single row lies.
+    steep = table in ("cans", "root_2048x2048")
+    assert relative_error(result, expected) < (1e-12 if (s > 0.05).all() and not steep else 1e-10)
 
 
 @given(

@@ -189,7 +189,7 @@ def test_arms() -> None:
     with pytest.raises(ValueError, match=r"PLAN\+embedding_xNUMBER"):
         parse_arm("adamw+head_x10")
     changed = parse_arm("muon+ns_steps=3+second_moment=rows+embedding_x2.5")
-    assert changed.options == {"ns_steps": 3, "second_moment": "rows"} and changed.embedding_multiplier == 2.5
+    assert changed.options == {"ns_steps": 3, "second_moment": "rows"} and changed.multipliers == {"embedding": 2.5}
     flags = changed.flags()
     assert json.loads(flags[flags.index("--plan_options") + 1]) == changed.options
     with pytest.raises(ValueError, match="muon\\+ns_step=3.*did you mean 'ns_steps'"):
@@ -212,7 +212,7 @@ def test_many_arms_are_compared_with_one_and_drawn_as_a_ranking(lab: Lab) -> Non
     assert not (lab.root / "out" / "pretrain_cpu.json").exists()
 
 
-def test_an_arm_multiplies_the_embedding_and_nothing_else() -> None:
+def test_an_arm_multiplies_its_part_and_nothing_else() -> None:
     import transformers
 
     from orthoopt import dispatch
@@ -220,12 +220,20 @@ def test_an_arm_multiplies_the_embedding_and_nothing_else() -> None:
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
             "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 32, "tie_word_embeddings": False}  # fmt: skip
     model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**size))
-    overrides = parse_arm("adamw+embedding_x10").overrides
-    rates = {
-        a.name: a.group["lr"] for a in dispatch.assign(model, "adamw", lr=1.0, weight_decay=0.1, overrides=overrides)
+
+    def rates(spec: str) -> dict[str, float]:
+        overrides = parse_arm(spec).overrides
+        assigned = dispatch.assign(model, "adamw", lr=1.0, weight_decay=0.1, overrides=overrides)
+        return {str(a.name): a.group["lr"] for a in assigned}
+
+    embedding = rates("adamw+embedding_x10")
+    assert embedding.pop("model.embed_tokens.weight") == 10.0
+    assert set(embedding.values()) == {1.0}
+    matrices = rates("adamw+matrices_x300")
+    assert {name for name, rate in matrices.items() if rate == 300.0} == {
+        name for name, _ in model.named_parameters() if name.endswith("_proj.weight")
     }
-    assert rates.pop("model.embed_tokens.weight") == 10.0
-    assert set(rates.values()) == {1.0}
+    assert set(matrices.values()) == {1.0, 300.0}
 
 
 @pytest.mark.parametrize(
