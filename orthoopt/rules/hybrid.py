@@ -18,15 +18,15 @@ from torch import Tensor
 from orthoopt.polar import Method
 from orthoopt.rules._base import SHIFT, Breaks, Equivariance, Group, Options, register
 from orthoopt.rules._momentum import momentum_rule
+from orthoopt.rules._polar import rescales
 from orthoopt.rules._rows import Axis, Centre, EpsMode, by_peak, centre_rows, normalize_rows, subtract_mean_row
 from orthoopt.rules.one_sided import (
     Coefficients,
     DType,
     NuMode,
-    check_polar,
+    check_polar_and_power,
     nuclear_length,
     polar_step,
-    rescales,
 )
 
 
@@ -131,6 +131,6 @@ hybrid = register(
         # The polar step forgets the scale; so do relatively damped rows, and with them ν.
         scale_invariant=lambda options: options["order"] == "polar_then_row" or options["eps_mode"] == "relative",
         descends=_descends,
-        check=check_polar,
+        check=check_polar_and_power,
     )
 )

@@ -18,11 +18,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from orthoopt.coefficients import resolve_coefficients
 from orthoopt.newton_schulz import NS_DTYPES, normalize
 from orthoopt.polar import Method, nuclear_norm, polar_factor
 from orthoopt.rules._base import SHIFT, Equivariance, Group, Options, register
 from orthoopt.rules._momentum import momentum_rule
+from orthoopt.rules._polar import check_polar, rescales
 from orthoopt.rules._rows import Centre, by_peak, centre_rows, subtract_mean_row
 
 NuMode: TypeAlias = Literal["none", "nuclear", "nuclear_over_frobenius"]
@@ -85,16 +85,11 @@ def nuclear_length(x: Tensor, factor: Tensor, nu_mode: NuMode, nu_power: float, 
     return ratio.clamp(min=0).pow(nu_power)
 
 
-def check_polar(options: Options) -> None:
-    """Raise ValueError on coefficients or a power that cannot be."""
-    resolve_coefficients(options["ns_coefficients"], options["ns_steps"])
+def check_polar_and_power(options: Options) -> None:
+    """Raise ValueError on options of the polar factor or a power that cannot be."""
+    check_polar(options)
     if not 0 <= options["nu_power"] < math.inf:
         raise ValueError(f"nu_power must be at least 0 and finite, got {options['nu_power']!r}")
-
-
-def rescales(options: Options) -> bool:
-    """Whether the oracle first rescales one side by sums of magnitudes, which ties it to coordinates."""
-    return bool(options["method"] == "newton_schulz" and options["ns_coefficients"] == "aol4")
 
 
 def _rms(rows: int, cols: int, options: Options) -> float:
@@ -125,7 +120,7 @@ right_spectral = register(
         ),
         nesterov=False,
         scale_invariant=lambda options: options["nu_mode"] != "nuclear" or options["nu_power"] == 0,
-        check=check_polar,
+        check=check_polar_and_power,
     )
 )
 

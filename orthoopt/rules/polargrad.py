@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from orthoopt.newton_schulz import NS_DTYPES
-from orthoopt.polar import Method, check_method, nuclear_norm, polar_factor
+from orthoopt.polar import Method, nuclear_norm, polar_factor
 from orthoopt.rules._base import Equivariance, Gate, Options, Rule, Signal, State, Tensors, register
 from orthoopt.rules._momentum import accumulate_momentum, check_momentum, init_momentum
 from orthoopt.rules._options import first_line, keyword_options
+from orthoopt.rules._polar import check_polar, rescales
 
 Coefficients = str | tuple[float, float, float] | tuple[tuple[float, float, float], ...]
 
@@ -82,14 +83,9 @@ def polar_rms(rows: int, cols: int, options: Options) -> float:
 
 def polar_equivariance(options: Options, rows: int, cols: int) -> Equivariance:
     """Orthogonal on both sides, whatever computes the factor, except where rows are rescaled first."""
-    if options["ns_coefficients"] == "aol4" and options["method"] in ("newton_schulz", "gram"):
+    if rescales(options):
         return Equivariance("signed_permutation", "signed_permutation")
     return Equivariance("orthogonal", "orthogonal")
-
-
-def check_polar(options: Options) -> None:
-    """Raise ValueError unless the method takes these steps, coefficients and dtype."""
-    check_method(options["method"], options["ns_steps"], options["ns_coefficients"], NS_DTYPES[options["ns_dtype"]])
 
 
 def _accumulate(grads: Tensors, states: Sequence[State], options: Options, gate: Gate) -> Signal:

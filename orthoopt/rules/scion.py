@@ -14,9 +14,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from orthoopt.newton_schulz import NS_DTYPES
-from orthoopt.polar import Method, check_method, polar_factor
+from orthoopt.polar import Method, polar_factor
 from orthoopt.rules._base import Equivariance, Options, register
 from orthoopt.rules._momentum import momentum_rule
+from orthoopt.rules._polar import check_polar, rescales
 from orthoopt.rules._scion import MOMENTUM, accumulate_average, check_radius, init_average
 from orthoopt.rules.row_norm import row_norm_direction
 
@@ -103,7 +104,7 @@ def _equivariance(options: Options, rows: int, cols: int) -> Equivariance:
         return Equivariance(
             "signed_permutation", "signed_permutation", breaks=(("left", "orthogonal"), ("right", "orthogonal"))
         )
-    if options["ns_coefficients"] == "aol4":
+    if rescales(options):
         # Rescaling rows by sums of magnitudes is tied to the coordinates of the shorter side.
         return Equivariance("signed_permutation", "signed_permutation")
     return Equivariance("orthogonal", "orthogonal")
@@ -111,7 +112,7 @@ def _equivariance(options: Options, rows: int, cols: int) -> Equivariance:
 
 def _check(options: Options) -> None:
     check_radius(options)
-    check_method(options["method"], options["ns_steps"], options["ns_coefficients"], NS_DTYPES[options["ns_dtype"]])
+    check_polar(options)
     norm, scaling = options["norm"], options["scaling"]
     allowed = {"spectral": ("max", "normalized", "unnormalized"), "spectral_conv": ("normalized",)}
     known = ("published", *allowed.get(norm, ("normalized", "unnormalized")))

@@ -16,7 +16,8 @@ from orthoopt.polar import Method, nuclear_norm
 from orthoopt.rules._base import Rule, register
 from orthoopt.rules._momentum import accumulate_nothing
 from orthoopt.rules._options import first_line, keyword_options
-from orthoopt.rules.polargrad import Coefficients, check_polar, peak_and_polar, polar_equivariance, polar_rms
+from orthoopt.rules._polar import check_polar
+from orthoopt.rules.polargrad import Coefficients, peak_and_polar, polar_equivariance, polar_rms
 
 
 def ssd_direction(
