@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import orthoopt
-from orthoopt import Muon, OrthoOpt, RowNorm, Symmetry, param_groups
+from orthoopt import Muon, OrthoOpt, Root, RowNorm, Symmetry, param_groups
 
-CONSTRUCTORS = (Muon, Symmetry, RowNorm)
-PLANS = {Muon: "muon", Symmetry: "symmetry", RowNorm: "row_norm"}
+CONSTRUCTORS = (Muon, Root, Symmetry, RowNorm)
+PLANS = {Muon: "muon", Root: "root", Symmetry: "symmetry", RowNorm: "row_norm"}
 
 
 def routing(optimizer: OrthoOpt) -> dict[str, tuple[str, str]]:
