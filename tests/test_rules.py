@@ -155,9 +155,10 @@ def test_the_promised_symmetry_holds(
     left = group_element(promise.left, rows, seed + 1)
     right = group_element(promise.right, cols, seed + 2)
     x = matrix(rows, cols, "even", seed)
-    # These two maps leave no margin at the end of their interval and are steep there: a hundred times more in float32.
-    steep = options.get("ns_coefficients") in ("cans", "root_2048x2048") and dtype is torch.float32
-    tolerance = EQUIVARIANCE[dtype] * (100 if steep else 1)
+    # Two maps leave no margin at the end of their interval and are steep there: a hundred times more in float32. aol4's
+    # first map has slope 4 there, onto which its row sums bring singular values: 1.5e-5 at worst over 600 matrices.
+    steep = {"cans": 100, "root_2048x2048": 100, "aol4": 10} if dtype is torch.float32 else {}
+    tolerance = EQUIVARIANCE[dtype] * steep.get(str(options.get("ns_coefficients")), 1)
     assert _equivariance_error(rule, options, x, left, right, dtype) < tolerance
 
 
