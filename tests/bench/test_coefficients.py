@@ -168,7 +168,7 @@ def test_beyond_the_guards_muons_triple_is_better() -> None:
 def test_the_default_run_on_the_embedded_corpus_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe's model as the bench trains it, judged by the shipped table at every number of steps."""
     monkeypatch.undo()
-    assert coefficients.main(["--models", "recipe", "--out", str(tmp_path)]) == 0
+    assert coefficients.main(["--models", "recipe", "--out", str(tmp_path), "--cache_dir", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "coefficients_cpu.json").read_text())["summary"]
     assert set(summary) == {"3", "4", "5", "6", "7", "8"}
     assert all(part["share"] == 1.0 and part["largest"] <= 1.2 for part in summary.values())
