@@ -198,18 +198,17 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 def report(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of five steps for people, and the counts of all."""
     lines = [
-        f"polar error after {SHOWN} steps: mean of RMS(sigma - 1); root*: the best of the four released triples",
+        f"polar error after {SHOWN} steps: mean of RMS(sigma - 1); root*: the best of the four released",
         f"{'shape':<12}{'held-out momenta':^24}{'Gaussian matrices':^24}{'largest':^24}",
         f"{'':<12}" + "".join(f"{name:>8}" for name in ("muon", "root*", "fitted")) * 3,
     ]
     for row in rows:
         if row["steps"] != SHOWN:
             continue
-        columns = []
-        for kind in ("real_held_out", "gaussian_held_out", None):
-            values = {n: t["largest"] if kind is None else t["errors"][kind] for n, t in row["triples"].items()}
-            best = min(values[name] for name in RELEASED.values())
-            columns += [values[BASELINE], best, values[OURS]]
+        best = min(RELEASED.values(), key=lambda name: _held_out(row, name))
+        three = [row["triples"][name] for name in (BASELINE, best, OURS)]
+        columns = [t["errors"][kind] for kind in ("real_held_out", "gaussian_held_out") for t in three]
+        columns += [t["largest"] for t in three]
         lines.append(f"{row['shape']:<12}" + "".join(f"{value:>8.3f}" for value in columns))
     lines.append("")
     for steps, part in summarize(rows).items():

@@ -1,4 +1,4 @@
-"""`python -m orthoopt.bench.dct`: the cosine transform and the lift by product and by FFT, over lengths.
+"""`orthoopt bench dct`: the cosine transform and the lift by product and by FFT, over lengths.
 
 What the cut-over in :mod:`orthoopt.dct` rests on. A pair whose results disagree gets no time.
 """
@@ -23,7 +23,7 @@ _TOLERANCE = 1e-5  # float32 sums of up to 4096 terms
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, write dct_DEVICE.json; 0, or 1 if a pair disagreed."""
-    parser = argparse.ArgumentParser(prog="python -m orthoopt.bench.dct", description=__doc__)
+    parser = argparse.ArgumentParser(prog="orthoopt bench dct", description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="lengths k; matrices are k by k")
     parser.add_argument("--seconds", type=float, default=2.0, help="for one variant of one length")

@@ -129,13 +129,16 @@ def _source_files(package: str) -> Iterator[tuple[str, Path]]:
     spec = importlib.util.find_spec(package)
     for location in (spec.submodule_search_locations or []) if spec else []:
         root = Path(location)
-        for path in root.rglob("*"):
-            inside = path.relative_to(root)
-            # A regular install has the kernels, recipes and benches inside the package; each is its own here.
-            if inside.parts[0] in ("kernels", "recipes", "bench") and package == "orthoopt":
-                continue
-            if path.suffix in (".py", ".yaml", ".json"):
-                yield inside.as_posix(), path
+        # Not Path.rglob: it passes by folders that are links, as those of a tree of links are.
+        for folder, _, files in os.walk(root, followlinks=True):
+            for name in files:
+                path = Path(folder) / name
+                inside = path.relative_to(root)
+                # A regular install has the kernels, recipes and benches inside the package; each is its own here.
+                if inside.parts[0] in ("kernels", "recipes", "bench") and package == "orthoopt":
+                    continue
+                if path.suffix in (".py", ".yaml", ".json"):
+                    yield inside.as_posix(), path
 
 
 def _git(folder: Path, *words: str) -> str:

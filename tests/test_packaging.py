@@ -23,6 +23,7 @@ import orthoopt, orthoopt.kernels
 for name in ("orthoopt.recipes", "orthoopt.bench", "orthoopt.rules.spectral"):
     assert importlib.util.find_spec(name) is not None, name
 assert importlib.resources.files("orthoopt").joinpath("py.typed").is_file()
+assert orthoopt.rules.get("root").note(128, 352, orthoopt.rules.get("root").defaults)  # reads adanewton.json
 assert importlib.resources.files("orthoopt.recipes.configs").joinpath("default.yaml").is_file()
 print(orthoopt.kernels.__file__)
 """
@@ -34,7 +35,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("sources")
     for name in ("orthoopt", "kernels", "recipes", "bench"):
         for file in (ROOT / name).rglob("*"):
-            if file.suffix in (".py", ".yaml", ".typed"):
+            if file.suffix in (".py", ".yaml", ".json", ".typed"):
                 copy = target / file.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(file.read_bytes())

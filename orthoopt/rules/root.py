@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from orthoopt.adanewton import released, shipped
-from orthoopt.coefficients import Triple, resolve_coefficients
+from orthoopt.coefficients import TABLES, Triple, resolve_coefficients
 from orthoopt.newton_schulz import NS_DTYPES, newton_schulz
 from orthoopt.rules._base import Equivariance, Options, register
 from orthoopt.rules._momentum import momentum_rule
@@ -117,7 +117,11 @@ def _check(options: Options) -> None:
     steps, chosen = options["ns_steps"], options["ns_coefficients"]
     if chosen == "released" and steps > 5:
         raise ValueError(f"ns_coefficients='released' allows at most 5 steps, got ns_steps={steps!r}")
-    resolve_coefficients("muon" if chosen in ("fitted", "released") else chosen, steps)
+    if chosen in ("fitted", "released"):
+        chosen = "muon"
+    elif isinstance(chosen, str) and chosen not in TABLES:
+        raise ValueError(f"unknown coefficients {chosen!r}; known: 'fitted', 'released', {', '.join(TABLES)}")
+    resolve_coefficients(chosen, steps)
 
 
 def _clips(options: Options) -> bool:
@@ -137,7 +141,8 @@ def _equivariance(options: Options, rows: int, cols: int) -> Equivariance:
 def _note(rows: int, cols: int, options: Options) -> str:
     chosen = options["ns_coefficients"]
     if chosen == "fitted":
-        return shipped(rows, cols, options["ns_steps"]).describe()
+        choice = shipped(rows, cols, options["ns_steps"])
+        return choice.describe() + ("" if choice.steps == options["ns_steps"] else f" for {choice.steps} steps")
     if chosen == "released":
         return f"AdaNewton as released: {released(rows, cols)}"
     return ""
