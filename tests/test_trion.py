@@ -238,7 +238,10 @@ def test_matrices_with_different_histories_share_a_bucket(name: str) -> None:
     """Two layers of three experts, one of which misses gradients now and then: each is what it would be alone."""
     params = pairs(2, (3, 10, 6))
     alone = copy.deepcopy(params)
-    groups = lambda some: [{"params": list(some.items()), "rule": name}]  # noqa: E731
+
+    def groups(some: dict[str, nn.Parameter]) -> list[dict]:
+        return [{"params": list(some.items()), "rule": name}]
+
     together = OrthoOpt(groups(params), lr=0.1)
     single = [OrthoOpt(groups({key: param}), lr=0.1) for key, param in alone.items()]
     for step in range(6):

@@ -15,7 +15,7 @@ from torch import Tensor
 from orthoopt.adanewton import released, shipped
 from orthoopt.coefficients import TABLES, Triple, resolve_coefficients
 from orthoopt.newton_schulz import NS_DTYPES, newton_schulz
-from orthoopt.rules._base import Equivariance, Options, register
+from orthoopt.rules._base import Breaks, Equivariance, Options, register
 from orthoopt.rules._momentum import momentum_rule
 
 
@@ -131,8 +131,8 @@ def _clips(options: Options) -> bool:
 def _equivariance(options: Options, rows: int, cols: int) -> Equivariance:
     if _clips(options):
         # Entries are compared with a threshold: only what moves entries and flips signs commutes with that.
-        breaks = (("left", "orthogonal"), ("right", "orthogonal"))
-        return Equivariance("signed_permutation", "signed_permutation", breaks)  # type: ignore[arg-type]
+        breaks: Breaks = (("left", "orthogonal"), ("right", "orthogonal"))
+        return Equivariance("signed_permutation", "signed_permutation", breaks)
     if options["ns_coefficients"] == "aol4":
         return Equivariance("signed_permutation", "signed_permutation")
     return Equivariance("orthogonal", "orthogonal")
