@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from pathlib import Path
@@ -48,3 +49,25 @@ def test_every_rule_and_plan_is_documented() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     for name in (*rules.names(), *plans.names()):
         assert f"`{name}`" in text, name
+
+
+def test_the_table_of_plans_is_the_result_files() -> None:
+    """Every figure of the comparison, and every arm of it."""
+    result = json.loads((ROOT / "bench" / "results" / "plans_cpu.json").read_text())
+    lines = [line.strip("| ").split(" | ") for line in (ROOT / "docs" / "plans.md").read_text().splitlines()]
+    table = {cells[0].strip("`"): cells[1:] for cells in lines if len(cells) >= 4 and cells[0].startswith("`")}
+    assert table.keys() == result["plans"].keys() and set(plans.names()) <= table.keys()
+    order = [result["plans"][name]["validation_loss"]["mean"] for name in table]
+    assert order == sorted(order)
+    for name, (rate, loss, bits, *_) in table.items():
+        plan = result["plans"][name]
+        assert len(plan["seeds"]) == 3 and plan["best_is_inside_grid"], name
+        assert rate == f"{plan['best_learning_rate']:g}", name
+        assert loss == f"{plan['validation_loss']['mean']:.3f}", name
+        assert bits.split(" |")[0] == f"{plan['bits_per_byte']['mean']:.3f}", name
+    for row in result["differences"]:
+        (arm,) = [name for name in row["between"] if name != "adamw"]
+        sign = 1 if row["between"][0] == "adamw" else -1
+        mean, *interval = [sign * x for x in (row["difference"]["mean"], *row["difference"]["ci95"])]
+        low, high = sorted(interval)
+        assert table[arm][3] == f"{mean:.3f}, {low:.3f} to {high:.3f}", arm

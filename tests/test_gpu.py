@@ -11,6 +11,7 @@ from strategies import relative_error
 from torch import nn
 
 from orthoopt import OrthoOpt, coefficients, orthogonalize
+from orthoopt.polar import METHODS, Method
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,6 +59,17 @@ def test_the_iteration_against_float64(table: str, dtype: torch.dtype, tolerance
     x = torch.randn(3, 64, 200)
     exact = orthogonalize(x.double(), 5, table)
     assert relative_error(orthogonalize(x.cuda(), 5, table, dtype=dtype).cpu(), exact) < tolerance
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_polar_methods_against_float64_on_the_cpu(method: Method) -> None:
+    """Iterations against their own polynomial, in bfloat16 or float16 here; exact methods against the SVD."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 64, 200)
+    exact = method in ("qdwh", "svd")
+    expected = orthogonalize(x.double(), method="svd" if exact else "newton_schulz")
+    tolerance = 1e-4 if exact else 6e-2
+    assert relative_error(orthogonalize(x.cuda(), method=method).cpu(), expected) < tolerance
 
 
 def test_a_bad_gradient_on_the_gpu_stops_parameters_on_the_cpu_too() -> None:
