@@ -55,8 +55,8 @@ def _ranking(figure_class: Any, plans: Mapping[str, Any]) -> Any:
     axes.set_yticks(range(len(order)), [f"{name}, lr {plans[name]['best_learning_rate']:g}" for name in order])
     axes.invert_yaxis()
     axes.set_xlabel("validation loss (nats per token)")
-    axes.set_title(
-        "diamond: mean over seeds; dots: seeds; bars: the neighbouring learning rates, one seed", fontsize=10
+    figure.supxlabel(
+        "diamonds: means over seeds; dots: seeds; bars: the neighbouring learning rates, one seed", fontsize=9
     )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
