@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,22 +62,45 @@ def anything(rule: Rule, options: dict[str, Any]) -> bool:
     return True
 
 
+def _base(rule: Rule, where: Condition) -> dict[str, Any] | None:
+    """Options for which ``where`` holds, at most one of them not the default."""
+    tried: Iterator[dict[str, Any]] = (
+        {**rule.defaults, name: value} for name, some in values_of(rule).items() for value in some
+    )
+    return next((options for options in tried if is_valid(rule, options) and where(rule, options)), None)
+
+
 def rules_where(where: Condition = anything) -> list[str]:
-    """The registered rules that have options for which ``where`` holds, tried one at a time from the defaults on."""
-    found = []
-    for rule in map(rules.get, rules.names()):
-        tried: Iterator[dict[str, Any]] = (
-            {**rule.defaults, name: value} for name, some in values_of(rule).items() for value in some
-        )
-        if any(is_valid(rule, options) and where(rule, options) for options in tried):
-            found.append(rule.name)
-    return found
+    """The registered rules that have options for which ``where`` holds."""
+    return [name for name in rules.names() if _base(rules.get(name), where) is not None]
 
 
-def options_of(rule: Rule, where: Condition = anything) -> st.SearchStrategy[dict[str, Any]]:
-    """Options of a rule for which ``where`` holds."""
-    drawn = st.fixed_dictionaries({name: st.sampled_from(some) for name, some in values_of(rule).items()})
-    return drawn.filter(lambda options: is_valid(rule, options) and where(rule, options))
+@functools.lru_cache(maxsize=1024)
+def _near_base(name: str, where: Condition) -> dict[str, list[Any]]:
+    """For each option the values that keep ``where`` true beside the base's others."""
+    rule = rules.get(name)
+    base = _base(rule, where)
+    assert base is not None, f"{name} has no options for this condition"
+
+    def holds(option: str, value: Any) -> bool:
+        options = {**base, option: value}
+        return is_valid(rule, options) and where(rule, options)
+
+    return {option: [value for value in some if holds(option, value)] for option, some in values_of(rule).items()}
+
+
+@st.composite
+def options_of(draw: st.DrawFn, rule: Rule, where: Condition = anything) -> dict[str, Any]:
+    """Options of a rule for which ``where`` holds: any combination, or where that is not one, one that is likely."""
+
+    def combination(values: dict[str, list[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+        return st.fixed_dictionaries({name: st.sampled_from(some) for name, some in values.items()})
+
+    options = draw(combination(values_of(rule)))
+    if is_valid(rule, options) and where(rule, options):
+        return options
+    likely = combination(_near_base(rule.name, where))
+    return draw(likely.filter(lambda options: is_valid(rule, options) and where(rule, options)))
 
 
 def is_matrix(rule: Rule, options: dict[str, Any]) -> bool:
