@@ -65,7 +65,7 @@ def test_a_schedule_continues_from_its_state() -> None:
 
 def test_a_schedule_that_waits_for_the_loss_is_refused() -> None:
     with pytest.raises(RecipeError, match="function of the step, not ReduceLROnPlateau"):
-        with_vector_schedule(ReduceLROnPlateau(optimizer()), "cosine", warmup_steps=0, total_steps=10)  # type: ignore[arg-type]
+        with_vector_schedule(ReduceLROnPlateau(optimizer()), "cosine", warmup_steps=0, total_steps=10)
 
 
 @pytest.mark.parametrize(
