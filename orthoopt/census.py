@@ -23,9 +23,11 @@ class Census:
     input_ids: set[int] = field(default_factory=set)  # tensors returned by get_input_embeddings()
     output_ids: set[int] = field(default_factory=set)  # tensors returned by get_output_embeddings()
     heads: dict[int, str] = field(default_factory=dict)  # output layers, filled by heads.find_heads: id -> reason
+    unsure: dict[int, str] = field(default_factory=dict)  # layers that may be output layers, likewise
     everything: list[Candidate] = field(default_factory=list)  # every tensor once, in order, frozen ones too
     first_kernel: Tensor | None = None  # of the first convolution
     names_show_conv1d: bool = False  # without modules: a c_attn of shape (d, 3 d) stores (in, out)
+    root: nn.Module | None = None  # the model, where it was given
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -83,7 +85,7 @@ class Candidate:
             config = getattr(module, "config", None)
             for source in (module, config, getattr(config, "text_config", None)):
                 for name in names:
-                    value = getattr(source, name, None)
+                    value = said(source, name)
                     if isinstance(value, int) and not isinstance(value, bool):
                         return value
         return None
@@ -92,9 +94,20 @@ class Candidate:
         """The first yes or no of this name, on the owner, its ancestors, or their configs."""
         for module in self.modules:
             for source in (module, getattr(module, "config", None)):
-                value = getattr(source, name, None)
+                value = said(source, name)
                 if isinstance(value, bool):
                     return value
+        return None
+
+
+def said(source: object, name: str) -> object:
+    """The attribute of this name, None where there is none or it does not answer.
+
+    A property may raise anything: configs whose layers differ refuse to give one value for all of them.
+    """
+    try:
+        return getattr(source, name, None)
+    except Exception:
         return None
 
 
@@ -103,7 +116,7 @@ def take_census(params: Parameters) -> Census:
 
     ``params`` is a module, (name, tensor) pairs, or tensors; TypeError naming the first of another kind.
     """
-    census = Census()
+    census = Census(root=params if isinstance(params, nn.Module) else None)
     candidates = _from_module(params, census) if isinstance(params, nn.Module) else _from_items(params, census)
     seen: dict[int, Candidate] = {}
     for candidate in candidates:

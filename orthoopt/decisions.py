@@ -111,7 +111,10 @@ def embedding(candidate: Candidate) -> Verdict | None:
 def head(candidate: Candidate) -> Verdict | None:
     """The output layer: found by ``heads.find_heads`` before any decision."""
     reason = candidate.census.heads.get(id(candidate.param))
-    return None if reason is None else Verdict("lm_head", "matrix", f"{owner_words(candidate)} {reason}")
+    if reason is not None:
+        return Verdict("lm_head", "matrix", f"{owner_words(candidate)} {reason}")
+    reason = candidate.census.unsure.get(id(candidate.param))
+    return None if reason is None else Verdict("unknown", "matrix", f"{owner_words(candidate)} {reason}")
 
 
 def router(candidate: Candidate) -> Verdict | None:

@@ -1,11 +1,17 @@
-"""Finding the output layers: by accessor, by name, by vocabulary, or as the last layer after convolutions."""
+"""Finding the output layers, and on which evidence.
+
+In this order: the model's accessor, a name outside blocks, as many outputs as the vocabulary or as the config has
+labels, the last layer after convolutions. What stands last in a model that says nothing of the kind may be an output
+layer all the same: it is noted as unsure, for a matrix rule on an output layer is the worse mistake.
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
 from orthoopt import naming
-from orthoopt.census import Candidate, Census
+from orthoopt.census import Candidate, Census, said
+from orthoopt.layers import attention_layer, mlp_side
 
 
 def is_dense(candidate: Candidate) -> bool:
@@ -18,14 +24,18 @@ def is_dense(candidate: Candidate) -> bool:
 
 
 def find_heads(census: Census) -> None:
-    """Write the reason for every output layer that is not tied to an embedding into ``census.heads``."""
-    everything = census.everything
-    for candidate in everything:
+    """Write the reason for every output layer that is not tied to an embedding into ``census.heads``.
+
+    A last layer that may be one goes to ``census.unsure``.
+    """
+    for candidate in census.everything:
         if id(candidate.param) in census.output_ids:
             census.heads[id(candidate.param)] = "returned by get_output_embeddings(), not tied"
+    layers = [c for c in census.everything if is_dense(c) and not naming.is_lora(c.path)]
+    outer = [c for c in layers if not naming.in_a_stack(c.path) and naming.block(c.path) is None]
+    _by_labels(census, outer)
     if census.output_ids:  # the model says what its head is, the names of other layers do not count
         return
-    layers = [c for c in everything if is_dense(c) and not naming.is_lora(c.path)]
     for key, candidate in _last_below_a_head_name(layers).items():
         census.heads.setdefault(
             id(candidate.param),
@@ -33,18 +43,47 @@ def find_heads(census: Census) -> None:
         )
     if census.heads or not layers:
         return
-    tables = [c for c in everything if _is_table(c)]
-    outer = [c for c in layers if not naming.in_a_stack(c.path)]
-    if tables:
-        vocabulary = max(table.shape[0] for table in tables)
-        fitting = [c for c in outer if c.shape[0] == vocabulary and naming.block(c.path) is None]
-        if fitting:
-            reason = f"{fitting[-1].label}, the last layer with the vocabulary ({vocabulary}) as outputs"
-            census.heads[id(fitting[-1].param)] = reason.lstrip(", ")
-    elif census.first_kernel is not None and layers[-1] in outer:
-        census.heads[id(layers[-1].param)] = (
-            f"{layers[-1].label}, the last layer after convolutions, it leads to logits".lstrip(", ")
-        )
+    vocabulary = max((c.shape[0] for c in census.everything if _is_table(c)), default=None)
+    fitting = [c for c in outer if c.shape[0] == vocabulary]
+    if fitting:
+        reason = f"{fitting[-1].label}, the last layer with the vocabulary ({vocabulary}) as outputs"
+        census.heads[id(fitting[-1].param)] = reason.lstrip(", ")
+    elif _has_accessors(census.root) or layers[-1] not in outer or not _stands_last(layers):
+        return
+    elif vocabulary is None and census.first_kernel is not None:
+        reason = f"{layers[-1].label}, the last layer after convolutions, it leads to logits"
+        census.heads[id(layers[-1].param)] = reason.lstrip(", ")
+    else:
+        census.unsure[id(layers[-1].param)] = (
+            f"{layers[-1].label}, the last layer: an output layer or a hidden one, neither accessor, name nor number "
+            "of outputs tells"
+        ).lstrip(", ")
+
+
+def _stands_last(layers: list[Candidate]) -> bool:
+    """Whether the last of several layers is the last to run and no half of a block, as far as modules tell."""
+    around = layers[-1].modules[1:2]
+    if len(layers) < 2 or not around or mlp_side(layers[-1]) is not None or attention_layer(layers[-1]) is not None:
+        return False
+    # Lists and dicts of modules have no forward pass, and so no order.
+    return not isinstance(around[0], nn.ModuleList | nn.ModuleDict)
+
+
+def _has_accessors(root: nn.Module | None) -> bool:
+    """Whether it is a model of transformers: one without a head has none."""
+    return callable(said(root, "get_input_embeddings"))
+
+
+def _by_labels(census: Census, outer: list[Candidate]) -> None:
+    """Layers of a transformers model beside its base model with as many outputs as its config has labels."""
+    labels, base = said(said(census.root, "config"), "num_labels"), said(census.root, "base_model")
+    if not isinstance(labels, int) or not isinstance(base, nn.Module) or base is census.root:
+        return
+    inside = {id(param) for param in base.parameters()}
+    for candidate in outer:
+        if candidate.shape[0] == labels and id(candidate.param) not in inside:
+            reason = f"{candidate.label}, beside the base model, with the config's {labels} labels as outputs"
+            census.heads.setdefault(id(candidate.param), reason.lstrip(", "))
 
 
 def _is_table(candidate: Candidate) -> bool:

@@ -232,7 +232,7 @@ def test_layers_that_differ_in_number_alone_have_one_reason() -> None:
         for entry in roles(build()):
             reasons.setdefault(re.sub(r"layers\.\d|h\.\d", "#", entry.name), set()).add(entry.reason)
         assert all(len(said) == 1 for said in reasons.values())
-    stack = roles(nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(3)]))
+    stack = roles(nn.ModuleList([nn.Linear(4, 4, bias=False) for _ in range(3)]))
     assert len({entry.reason for entry in stack}) == 1
 
 
