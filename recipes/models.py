@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,16 @@ from orthoopt.recipes.errors import RecipeError, nearest
 def load_config(name: str) -> PretrainedConfig:
     """Find the config that `--model` names.
 
-    A folder or config.json, a class of transformers (`Qwen3Config`, `Qwen3ForCausalLM`), a model type
-    (`qwen3`), or a Hub name. Raises `RecipeError` naming the nearest class or type.
+    A folder or config.json, a published model whose shapes come with the recipes (`qwen3-0.6b`), a class of
+    transformers (`Qwen3Config`, `Qwen3ForCausalLM`), a model type (`qwen3`), or a Hub name. Raises `RecipeError`
+    naming the nearest of them.
     """
     path = Path(name)
     if path.exists():
         return _pretrained_config(path if path.is_dir() else path.resolve(), name)
+    shipped = architectures()
+    if name.lower() in shipped:
+        return AutoConfig.for_model(**json.loads(shipped[name.lower()].read_text(encoding="utf-8")))
     if name in CONFIG_MAPPING:
         return CONFIG_MAPPING[name]()
     if name.isidentifier() and hasattr(transformers, name):
@@ -42,13 +48,22 @@ def load_config(name: str) -> PretrainedConfig:
         if isinstance(found, type) and issubclass(found, PretrainedConfig):
             return found()
         raise RecipeError(f"--model {name!r}: transformers.{name} is neither a config nor a model class")
-    if "/" in name or not name.isidentifier():
-        return _pretrained_config(name, name)
     classes = [*CONFIG_MAPPING_NAMES.values(), *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()]
-    known = [*CONFIG_MAPPING_NAMES, *(item for item in classes if isinstance(item, str))]
+    known = [*shipped, *CONFIG_MAPPING_NAMES, *(item for item in classes if isinstance(item, str))]
+    if "/" in name or not name.isidentifier():
+        try:
+            return _pretrained_config(name, name)
+        except RecipeError as error:
+            raise RecipeError(f"{error}{nearest(name, shipped)}") from error
     raise RecipeError(
         f"--model {name!r} is no file, no class of transformers, no model type and no Hub name{nearest(name, known)}"
     )
+
+
+def architectures() -> dict[str, Traversable]:
+    """The published models whose shapes come with the recipes: name -> config.json."""
+    files = resources.files("orthoopt.recipes.architectures").iterdir()
+    return {file.name.removesuffix(".json"): file for file in sorted(files, key=str) if file.name.endswith(".json")}
 
 
 def build_model(

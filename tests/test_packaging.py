@@ -25,6 +25,7 @@ for name in ("orthoopt.recipes", "orthoopt.bench", "orthoopt.rules.spectral"):
 assert importlib.resources.files("orthoopt").joinpath("py.typed").is_file()
 assert orthoopt.rules.get("root").note(128, 352, orthoopt.rules.get("root").defaults)  # reads adanewton.json
 assert importlib.resources.files("orthoopt.recipes.configs").joinpath("default.yaml").is_file()
+assert importlib.resources.files("orthoopt.recipes.architectures").joinpath("qwen3-0.6b.json").is_file()
 print(orthoopt.kernels.__file__)
 """
 
