@@ -14,6 +14,7 @@ from orthoopt import naming
 from orthoopt.census import Candidate
 from orthoopt.layers import Verdict, attention_layer, owner_words
 from orthoopt.linear_maps import conv1d, convolution, dense, expert, fused_attention, recurrent
+from orthoopt.raw import raw
 
 
 def _own_name(candidate: Candidate) -> str:
@@ -49,8 +50,10 @@ def position(candidate: Candidate) -> Verdict | None:
         return Verdict("vector", "vector", f"{owner_words(candidate)} {candidate.last} is a position table")
     if candidate.leaf == "weight":
         return None
-    if naming.is_position(candidate.leaf):
-        return Verdict("vector", "vector", f"{candidate.leaf} is a position table")
+    if naming.is_position(candidate.leaf) or (
+        candidate.leaf.isdigit() and any(map(naming.is_position, candidate.path))
+    ):
+        return Verdict("vector", "vector", f"{_own_name(candidate)} is a position table")
     if naming.is_token(candidate.leaf):
         return Verdict("vector", "vector", f"{candidate.leaf} is a learned token, put beside the inputs")
     return None
@@ -63,6 +66,17 @@ def state_space(candidate: Candidate) -> Verdict | None:
     if candidate.leaf in ("D", "Ds") and not (candidate.within("A_log") or candidate.within("A_logs")):
         return None  # one letter is no evidence
     return Verdict("vector", "vector", f"{candidate.leaf} of a state space layer is used entry by entry")
+
+
+def broadcast(candidate: Candidate) -> Verdict | None:
+    """Raw parameters of shape (1, n, d): the same learned tokens or places for every sample of a batch."""
+    raw_parameter = candidate.owner is not None and candidate.leaf != "weight" and candidate.param.ndim in (3, 4)
+    if not raw_parameter or candidate.shape[0] != 1 or candidate.owner_is("Expert"):
+        return None
+    if isinstance(candidate.owner, nn.modules.conv._ConvNd | nn.Bilinear):
+        return None
+    reason = f"{owner_words(candidate)} {_own_name(candidate)} is one sample, the same for all of a batch"
+    return Verdict("vector", "vector", reason)
 
 
 def thin(candidate: Candidate) -> Verdict | None:
@@ -169,8 +183,10 @@ DECISIONS: tuple[Callable[[Candidate], Verdict | None], ...] = (
     adapter,
     bias,
     position,
+    raw,
     state_space,
     thin,
+    broadcast,
     embedding,
     head,
     router,

@@ -15,7 +15,7 @@ HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_head", "n_kv_heads")
 # q, k and v of one head lie together, head after head
 _PER_HEAD = ("GPTNeoX", "Bloom", "Persimmon", "MiniMaxLightning")
-# x above z; others of the family interleave them
+# x above z
 _MAMBA_1 = ("MambaMixer", "FalconMambaMixer", "JambaMambaMixer")
 
 
@@ -30,8 +30,6 @@ def fused_qkv(candidate: Candidate, rows: int, cols: int, axis: str = "rows") ->
     named = candidate.last or candidate.leaf
     if named == "query_key_value" or candidate.flag("multi_query") is not None or _is_per_head(candidate):
         return _fused_by_heads(candidate, rows, heads)
-    if any(type(module).__name__.startswith("CodeGen") for module in candidate.modules):
-        return "matrix", "q, k, v fused in an order of their own, seen as one matrix"
     if heads:
         key_value = candidate.attribute(*KEY_VALUE_HEADS) or heads
         per_head = candidate.attribute("head_dim") or cols // heads
@@ -140,6 +138,8 @@ def _transposed_experts(candidate: Candidate, is_in: bool) -> tuple[bool | None,
         return flag, f"says is_transposed={flag}"
     if candidate.owner_is("GptOssExperts"):
         return True, "as gpt-oss does"
+    if candidate.owner_is("ParallelExperts"):
+        return False, "as ScatterMoE does"
     partner = _partner(candidate, is_in)
     if partner is not None:
         (_, a, b), (_, c, d) = (candidate.shape, partner) if is_in else (partner, candidate.shape)
@@ -169,6 +169,8 @@ def state_space_input(candidate: Candidate, rows: int) -> Layout | None:
         return None
     if type(mixer).__name__ in _MAMBA_1 and rows == 2 * inner:
         return blocks([inner, inner]), "x, z fused in its rows"
+    if type(mixer).__name__ == "ZambaMambaMixer" and rows == 2 * inner:
+        return "interleave(2)", "x, z interleaved in its rows"
     states = getattr(mixer, "n_groups", 0) * getattr(mixer, "ssm_state_size", 0)
     sizes = [inner, inner, states, states, getattr(mixer, "num_heads", 0)]
     if sum(sizes) == rows and min(sizes) > 0:

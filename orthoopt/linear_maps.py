@@ -6,6 +6,7 @@ from torch import nn
 
 from orthoopt import layouts, naming
 from orthoopt.census import Candidate
+from orthoopt.fused import fused_outputs
 from orthoopt.heads import is_dense
 from orthoopt.layers import Verdict, attention_layer, is_conv1d, mlp_side, mlp_words, owner_words
 
@@ -108,19 +109,22 @@ def dense(candidate: Candidate) -> Verdict | None:
     if candidate.owner is not None and not known:
         shown += ", a layer of unknown kind, by its name"
     rows, cols = candidate.shape
+    fused = fused_outputs(candidate, rows)
     place = attention_layer(candidate)
     if place is not None:
+        if fused is not None:
+            return Verdict("attention", fused[0], f"{shown}: {fused[1]}")
         if candidate.last in naming.FUSED_QKV or (candidate.last == "in_proj" and rows == 3 * cols):
             view, words = layouts.fused_qkv(candidate, rows, cols)
             return Verdict("attention", view, f"{shown}: {words}")
-        if candidate.last.startswith("in_proj_"):
+        if candidate.last.startswith("in_proj_") and len(candidate.last) > len("in_proj_z"):  # one letter, one thing
             return Verdict("attention", "matrix", f"{shown}: fused in an order of its own, seen as one matrix")
         return Verdict("attention", "matrix", f"{shown} {place}".rstrip())
     side = mlp_side(candidate)
     if side is not None:
-        view, words = (layouts.fused_gate_up(candidate, rows) if side == "in" else None) or ("matrix", "")
+        view, words = fused or (layouts.fused_gate_up(candidate, rows) if side == "in" else None) or ("matrix", "")
         return Verdict(f"mlp_{side}", view, f"{shown}: {words}" if words else f"{shown}{mlp_words(candidate)}")
     if candidate.owner is None or not known:
         return None
-    view, words = layouts.state_space_input(candidate, rows) or ("matrix", "")
+    view, words = fused or layouts.state_space_input(candidate, rows) or ("matrix", "")
     return Verdict("hidden", view, f"{shown}: {words}" if words else f"{shown}, outside attention and mlp")

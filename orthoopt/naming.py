@@ -42,7 +42,7 @@ MLP_OUT = names("down_proj w_down dense_4h_to_h output_linear weights_out w_out 
 # Names that may stand for anything else: they need an enclosing mlp, or their other half beside them, of the
 # transposed shape. In pairs of the way in and the way out.
 _PAIRS = _list(
-    "fc1/fc2 linear1/linear2 lin1/lin2 w1/w2 w3/w2 fc_1/fc_2 linear_1/linear_2 w_1/w_2 dense1/dense2 "
+    "fc1/fc2 linear1/linear2 lin1/lin2 w1/w2 w3/w2 fc_1/fc_2 linear_1/linear_2 w_1/w_2 w_0/w_2 dense1/dense2 "
     "layer_1/layer_2 up/down gate/down gate_up/down proj_up/proj_down proj_up_gate/proj_down "
     "intermediate/output key/value c_fc/c_proj wi/wo Wi/Wo"
 )
@@ -70,7 +70,11 @@ def is_token(leaf: str) -> bool:
     """Whether a raw parameter of this name is a learned token that is put beside the inputs."""
     said = words(leaf)
     special = {"cls", "class", "mask", "dist", "distillation", "register", "query", "latent", "prompt"}
-    return leaf == "latents" or bool(said & special and said & {"token", "tokens", "embedding", "embeddings"})
+    return (
+        leaf == "latents"
+        or bool(said & special and said & {"token", "tokens", "embedding", "embeddings"})
+        or ({"latent", "query"} <= said)
+    )
 
 
 def is_embedding(component: str) -> bool:

@@ -260,7 +260,7 @@ def named_class(name: str) -> type[nn.Module]:
         ("CausalSelfAttention", "query_key_value", 96, {"num_heads": 4}, "matrix"),  # in which order?
         ("BloomAttention", "query_key_value", 96, {"num_heads": 4}, "heads(4) split(8,8,8) join"),
         ("MiniMaxLightningAttention", "qkv_proj", 96, {"num_attention_heads": 4}, "heads(4) split(8,8,8) join"),
-        ("CodeGenAttention", "qkv_proj", 96, {"num_attention_heads": 4}, "matrix"),
+        ("CodeGenAttention", "qkv_proj", 96, {"num_attention_heads": 4}, "heads(4) split(8,8,8) join"),
         ("GPTBigCodeAttention", "c_attn", 48, {"num_heads": 4, "multi_query": True}, "split(32,8,8)"),
     ],
 )
@@ -277,7 +277,9 @@ def test_mamba_inputs_are_split_only_where_the_order_is_known() -> None:
     known = fused(named_class("MambaMixer"), "in_proj", 16, 4, intermediate_size=8)
     assert (known.role, known.view) == ("hidden", "split(8,8)")
     interleaved = fused(named_class("ZambaMambaMixer"), "in_proj", 16, 4, intermediate_size=8)
-    assert (interleaved.role, interleaved.view) == ("hidden", "matrix")
+    assert (interleaved.role, interleaved.view) == ("hidden", "interleave(2)")
+    unknown = fused(named_class("MyMixer"), "in_proj", 16, 4, intermediate_size=8)
+    assert (unknown.role, unknown.view) == ("hidden", "matrix")
     sizes = {"intermediate_size": 8, "n_groups": 1, "ssm_state_size": 3, "num_heads": 2}
     assert fused(named_class("BambaMixer"), "in_proj", 24, 4, **sizes).view == "split(8,8,3,3,2)"
 

@@ -1,0 +1,63 @@
+"""Raw parameters of modules that are no layers of torch: what their forward passes do with them.
+
+An entry speaks for parameters of some names in modules of one class, written as the ending of its name. Each was read
+in the forward passes of transformers' models of that kind.
+"""
+
+from __future__ import annotations
+
+from orthoopt.census import Candidate
+from orthoopt.layers import Verdict, owner_words
+from orthoopt.layouts import blocks
+from orthoopt.naming import names
+
+_VECTOR = ("vector", "vector")
+_HEADS_IN_OUT = "stored (in, heads, head size)"
+_SEGMENTS = "two learned tokens for each head: same segment or another"
+
+# ending of the class's name, names -> role and view, words
+_RAW: tuple[tuple[str, str, tuple[str, str], str], ...] = (
+    # attention
+    ("XLNetRelativeAttention", "q k v r", ("attention", "flatten transpose"), _HEADS_IN_OUT),
+    ("XLNetRelativeAttention", "o", ("attention", "flatten"), "stored (out, heads, head size)"),
+    ("XLNetRelativeAttention", "seg_embed", _VECTOR, _SEGMENTS),
+    ("FunnelRelMultiheadAttention", "r_kernel", ("attention", "flatten transpose"), _HEADS_IN_OUT),
+    ("FunnelRelMultiheadAttention", "seg_embed", _VECTOR, _SEGMENTS),
+    ("Indexer", "index_kpool_compress_gate", ("attention", "matrix"), "stored (out, in)"),
+    ("Indexer", "index_kpool_compress_ape", _VECTOR, "a table of positions within a pool"),
+    ("RelativeLogits", "proj", _VECTOR, "a table of profiles over distances"),
+    ("ScaledL2Clip", "scale", _VECTOR, "a gain for each entry"),
+    # recurrences
+    ("Rglru", "input_gate_weight recurrent_gate_weight", ("hidden", "transpose"), "a gate a head, stored (in, out)"),
+    ("MambaMixer", "x_proj_weight dt_proj_weight", ("hidden", "matrix"), "a matrix a head"),
+    ("DynamicShortConvolution", "static_weight", _VECTOR, "taps of a depthwise convolution"),
+    # learned queries and projections between modalities
+    ("BlockAttentionResidual", "query", _VECTOR, "learned queries, the same at every position"),
+    ("Projector", "query", _VECTOR, "learned queries"),
+    ("MultiModalProjector", "mm_input_projection_weight", ("hidden", "transpose"), "stored (in, out)"),
+    # heads
+    ("CodebooksHead", "weight", ("lm_head", "transpose"), "a head a codebook, stored (in, out)"),
+)
+
+
+def raw(candidate: Candidate) -> Verdict | None:
+    """Parameters of classes that are known."""
+    kind = type(candidate.owner).__name__ if candidate.owner is not None else ""
+    for ending, leaves, (role, view), words in _RAW:
+        if kind.endswith(ending) and candidate.leaf in names(leaves):
+            return Verdict(role, view, f"{owner_words(candidate)} {candidate.leaf}: {words}")
+    if candidate.leaf in ("fn", "hc_fn") and ("HyperConnection" in kind or "HyperHead" in kind):
+        return _hyper_connection(candidate)
+    return None
+
+
+def _hyper_connection(candidate: Candidate) -> Verdict:
+    """Hyper-connections: one linear map from all streams to the weights that collapse, expand and mix them."""
+    streams, rows = candidate.attribute("hc_mult") or 0, candidate.shape[0]
+    sizes, words = [rows], "from all streams to their weights"
+    if rows == 2 * streams:
+        sizes, words = [streams, streams], "collapsing and expanding weights fused in its rows"
+    elif rows == streams * (2 + streams):
+        sizes, words = [streams, streams, streams**2], "collapsing, expanding and mixing weights fused in its rows"
+    view = "matrix" if len(sizes) == 1 or min(sizes) < 2 else blocks(sizes)
+    return Verdict("hidden", view, f"{owner_words(candidate)} {candidate.leaf}: {words}")
