@@ -46,6 +46,8 @@ def position(candidate: Candidate) -> Verdict | None:
     """Tables of positions and learned tokens: their rows are not the entries of a vocabulary."""
     table = candidate.leaf == "weight" and (_is_embedding(candidate) or not candidate.modules)
     around = naming.words(candidate.path[-2]) if len(candidate.path) > 1 else set()
+    # ProphetNet keeps one in a Linear: its rows are distances.
+    table = table or (candidate.leaf == "weight" and candidate.last == "relative_pos_embeddings")
     if table and (naming.is_position(candidate.last) or around & {"position", "relative"}):
         return Verdict("vector", "vector", f"{owner_words(candidate)} {candidate.last} is a position table")
     if candidate.leaf == "weight":

@@ -143,6 +143,22 @@ FUSED: tuple[Fused, ...] = (
     Fused(
         names("kv_proj to_kv"), ("JetMoeAttention", "ConformerAttention"), _key_value, "key and value fused in its rows"
     ),
+    Fused(
+        names("index_qk_proj"),
+        (),
+        lambda said: [
+            said("index_n_heads") * said("index_head_dim"),
+            said("index_kv_heads") * said("index_head_dim"),
+        ],
+        "q, k fused in its rows",
+    ),
+    # A chunk's keys go to the window after it and to its own.
+    Fused(
+        names("kv_proj gate_proj"),
+        ("V4CSACompressor", "V4Indexer"),
+        _halves,
+        "of the next window and of this one, fused in its rows",
+    ),
     # CodeGen was trained on four machines, each with its part of query, value and key.
     Fused(
         names("qkv_proj"),
@@ -166,6 +182,7 @@ FUSED: tuple[Fused, ...] = (
         "dt, B, C fused in its rows",
     ),
     Fused(names("in_proj"), ("ShortConv",), _thirds, "B, C, x fused in its rows"),
+    Fused(names("linear_start"), ("LightConv1d",), _halves, "value and gate fused in its rows"),
     # Gated layers that keep the name of a plain one.
     Fused(
         names("fc1"),

@@ -39,7 +39,7 @@ def owner_words(candidate: Candidate) -> str:
 
 
 def place(candidate: Candidate) -> tuple[str, str] | None:
-    """The block a layer belongs to, ("attention" or "mlp", words): the parent's class, else a name."""
+    """The block a layer belongs to, ("attention", "mlp" or "other", words): the parent's class, else a name."""
     if len(candidate.modules) > 1:
         parent = type(candidate.modules[1])
         kind = naming.block_kind(parent.__name__)
@@ -69,7 +69,7 @@ def mlp_side(candidate: Candidate) -> str | None:
         return "out"
     where = place(candidate)
     inside = (where is not None and where[0] == "mlp") or naming.expert_component(candidate.path) is not None
-    if candidate.path[-2:] == ("intermediate", "dense"):
+    if candidate.path[-2:] == ("intermediate", "dense") or _reformers_way_in(candidate):
         return "in"
     if candidate.path[-2:] == ("output", "dense"):
         return "out"
@@ -78,6 +78,12 @@ def mlp_side(candidate: Candidate) -> str | None:
     if name in naming.PAIRS_OUT and (inside or _opposite(candidate, naming.PAIRS_OUT[name], is_in=False)):
         return "out"
     return _numbered_side(candidate) if inside and name.isdigit() else None
+
+
+def _reformers_way_in(candidate: Candidate) -> bool:
+    """``dense.dense`` beside ``output.dense``."""
+    other = ".".join((*candidate.path[:-2], "output", "dense", "weight"))
+    return candidate.path[-2:] == ("dense", "dense") and other in candidate.census.shapes
 
 
 def mlp_words(candidate: Candidate) -> str:

@@ -114,6 +114,9 @@ def dense(candidate: Candidate) -> Verdict | None:
     if place is not None:
         if fused is not None:
             return Verdict("attention", fused[0], f"{shown}: {fused[1]}")
+        groups = candidate.attribute("n_groups") if candidate.owner_is("GroupedLinear") else None
+        if groups is not None and groups > 1 and rows % groups == 0:
+            return Verdict("attention", f"heads({groups})", f"{shown}: {groups} groups, a matrix each")
         if candidate.last in naming.FUSED_QKV or (candidate.last == "in_proj" and rows == 3 * cols):
             view, words = layouts.fused_qkv(candidate, rows, cols)
             return Verdict("attention", view, f"{shown}: {words}")

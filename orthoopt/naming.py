@@ -44,7 +44,7 @@ MLP_OUT = names("down_proj w_down dense_4h_to_h output_linear weights_out w_out 
 _PAIRS = _list(
     "fc1/fc2 linear1/linear2 lin1/lin2 w1/w2 w3/w2 fc_1/fc_2 linear_1/linear_2 w_1/w_2 w_0/w_2 dense1/dense2 "
     "layer_1/layer_2 up/down gate/down gate_up/down proj_up/proj_down proj_up_gate/proj_down "
-    "intermediate/output key/value c_fc/c_proj wi/wo Wi/Wo"
+    "intermediate/output ffw_layer_1/ffw_layer_2 key/value c_fc/c_proj wi/wo Wi/Wo"
 )
 PAIRS_IN = {way_in: way_out for way_in, _, way_out in (pair.partition("/") for pair in _PAIRS)}
 PAIRS_OUT = {way_out: way_in for way_in, way_out in reversed(PAIRS_IN.items())}
@@ -107,7 +107,7 @@ def expert_component(path: Sequence[str]) -> str | None:
 
 
 def block(path: Sequence[str]) -> tuple[str, str] | None:
-    """The innermost component that names its block: ("attention" or "mlp", component)."""
+    """The innermost component that names its block: ("attention", "mlp" or "other", component)."""
     for part in reversed(path):
         kind = block_kind(part)
         if kind is not None:
@@ -116,10 +116,15 @@ def block(path: Sequence[str]) -> tuple[str, str] | None:
 
 
 def block_kind(component: str) -> str | None:
-    """What a component or the name of a class names: an attention or an mlp; a whole layer is neither."""
+    """What a component or the name of a class names: an attention, an mlp or something else; a layer is none of them.
+
+    Delta nets and gated residuals call themselves attention by name, ``linear_attn``, but have other heads or none.
+    """
     said = words(component)
     if said & {"block", "layer", "layers"}:
         return None
+    if {"delta", "net"} <= said or {"hyper", "connection"} <= said or {"gated", "residual"} <= said:
+        return "other"
     if said & {"attn", "attention", "mha"}:
         return "attention"
     is_mlp = said & {"mlp", "ffn", "ff", "feedforward"} or {"feed", "forward"} <= said

@@ -29,7 +29,7 @@ _RAW: tuple[tuple[str, str, tuple[str, str], str], ...] = (
     ("ScaledL2Clip", "scale", _VECTOR, "a gain for each entry"),
     # recurrences
     ("Rglru", "input_gate_weight recurrent_gate_weight", ("hidden", "transpose"), "a gate a head, stored (in, out)"),
-    ("MambaMixer", "x_proj_weight dt_proj_weight", ("hidden", "matrix"), "a matrix a head"),
+    ("MambaMixer", "dt_proj_weight", ("hidden", "matrix"), "a matrix a head"),
     ("DynamicShortConvolution", "static_weight", _VECTOR, "taps of a depthwise convolution"),
     # learned queries and projections between modalities
     ("BlockAttentionResidual", "query", _VECTOR, "learned queries, the same at every position"),
@@ -46,9 +46,27 @@ def raw(candidate: Candidate) -> Verdict | None:
     for ending, leaves, (role, view), words in _RAW:
         if kind.endswith(ending) and candidate.leaf in names(leaves):
             return Verdict(role, view, f"{owner_words(candidate)} {candidate.leaf}: {words}")
+    if kind == "DbrxExpertGLU":
+        return _dbrx(candidate)
+    if kind == "ZambaMambaMixer" and candidate.leaf == "x_proj_weight":
+        rank, states = candidate.attribute("time_step_rank") or 0, candidate.attribute("ssm_state_size") or 0
+        view = blocks([rank, states, states]) if rank + 2 * states == candidate.shape[1] else "matrix"
+        return Verdict("hidden", view, f"{owner_words(candidate)} x_proj_weight: dt, B, C fused, a matrix a head")
     if candidate.leaf in ("fn", "hc_fn") and ("HyperConnection" in kind or "HyperHead" in kind):
         return _hyper_connection(candidate)
     return None
+
+
+def _dbrx(candidate: Candidate) -> Verdict | None:
+    """Experts one above another: w1 and v1 (experts * inner, width), w2 the same, used transposed."""
+    experts = candidate.attribute("moe_num_experts") or 0
+    if candidate.leaf not in ("w1", "v1", "w2") or experts < 1 or candidate.shape[0] % experts:
+        return None
+    role, view, stored = ("expert_out", f"heads({experts}) transpose", "(in, out)")
+    if candidate.leaf != "w2":
+        role, view, stored = ("expert_in", f"heads({experts})", "(out, in)")
+    reason = f"{owner_words(candidate)} {candidate.leaf}: {experts} experts one above another, stored {stored}"
+    return Verdict(role, view, reason)
 
 
 def _hyper_connection(candidate: Candidate) -> Verdict:
