@@ -116,7 +116,7 @@ def take_census(params: Parameters) -> Census:
 
     ``params`` is a module, (name, tensor) pairs, or tensors; TypeError naming the first of another kind.
     """
-    census = Census(root=params if isinstance(params, nn.Module) else None)
+    census = Census(root=_unwrapped(params) if isinstance(params, nn.Module) else None)
     candidates = _from_module(params, census) if isinstance(params, nn.Module) else _from_items(params, census)
     seen: dict[int, Candidate] = {}
     for candidate in candidates:
@@ -151,6 +151,15 @@ def _from_module(model: nn.Module, census: Census) -> Iterator[Candidate]:
                 break
             modules.append(modules[-1].get_submodule(part))
         yield Candidate(name, param, tuple(parts[:-1]), parts[-1], tuple(reversed(modules)), census)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside wrappers such as DistributedDataParallel."""
+    children = list(model.named_children())
+    while len(children) == 1 and naming.is_wrapper(children[0][0]):
+        model = children[0][1]
+        children = list(model.named_children())
+    return model
 
 
 def _accessed_weight(module: nn.Module, accessor: str) -> Tensor | None:

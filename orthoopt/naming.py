@@ -56,6 +56,11 @@ def clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
+def is_wrapper(component: str) -> bool:
+    """Whether a component of this name stands for a wrapper and not for a part of the model."""
+    return component in _WRAPPERS
+
+
 def words(component: str) -> set[str]:
     """The lower-case words of a path component: ``EncDecAttention`` -> enc, dec, attention."""
     return set(_CAMEL.sub("_", component).lower().split("_"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from expected_roles import by_name
@@ -133,12 +135,13 @@ def test_a_block_is_not_a_model() -> None:
     assert "unknown" not in {entry.role for entry in roles(nn.TransformerEncoderLayer(16, 2, 24))}
 
 
-def test_labels_of_a_config_are_evidence() -> None:
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: nn.ModuleDict({"module": model})])
+def test_labels_of_a_config_are_evidence_also_in_a_wrapper(wrap: Callable[[nn.Module], nn.Module]) -> None:
     from transformers import BertConfig, BertForPreTraining
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     with torch.device("meta"):
         model = BertForPreTraining(BertConfig(vocab_size=96, **sizes))
-    entry = by_name(roles(model))["cls.seq_relationship.weight"]
+    (entry,) = [entry for entry in roles(wrap(model)) if entry.name.endswith("cls.seq_relationship.weight")]
     assert entry.role == "lm_head"
     assert entry.reason == "nn.Linear seq_relationship, beside the base model, with the config's 2 labels as outputs"
