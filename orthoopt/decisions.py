@@ -46,8 +46,11 @@ def position(candidate: Candidate) -> Verdict | None:
     """Tables of positions and learned tokens: their rows are not the entries of a vocabulary."""
     table = candidate.leaf == "weight" and (_is_embedding(candidate) or not candidate.modules)
     around = naming.words(candidate.path[-2]) if len(candidate.path) > 1 else set()
-    # ProphetNet keeps one in a Linear: its rows are distances.
-    table = table or (candidate.leaf == "weight" and candidate.last == "relative_pos_embeddings")
+    # ProphetNet and LayoutLM keep them in Linear layers: one side of the weight is distances.
+    said = naming.words(candidate.last)
+    table = table or (candidate.leaf == "weight" and bool(said & {"rel", "relative"} and said & {"bias", "embeddings"}))
+    if table and naming.is_token_table(candidate.last):
+        return Verdict("vector", "vector", f"{owner_words(candidate)} {candidate.last} holds learned tokens")
     if table and (naming.is_position(candidate.last) or around & {"position", "relative"}):
         return Verdict("vector", "vector", f"{owner_words(candidate)} {candidate.last} is a position table")
     if candidate.leaf == "weight":

@@ -33,7 +33,7 @@ def find_heads(census: Census) -> None:
             census.heads[id(candidate.param)] = "returned by get_output_embeddings(), not tied"
     layers = [c for c in census.everything if is_dense(c) and not naming.is_lora(c.path)]
     outer = [c for c in layers if not naming.in_a_stack(c.path) and naming.block(c.path) is None]
-    _by_labels(census, outer)
+    _by_labels(census, layers, outer)
     if census.output_ids:  # the model says what its head is, the names of other layers do not count
         return
     for key, candidate in _last_below_a_head_name(layers).items():
@@ -48,9 +48,9 @@ def find_heads(census: Census) -> None:
     if fitting:
         reason = f"{fitting[-1].label}, the last layer with the vocabulary ({vocabulary}) as outputs"
         census.heads[id(fitting[-1].param)] = reason.lstrip(", ")
-    elif _has_accessors(census.root) or layers[-1] not in outer or not _stands_last(layers):
+    elif layers[-1] not in outer or not _stands_last(layers) or _is_inside_a_base_model(layers[-1]):
         return
-    elif vocabulary is None and census.first_kernel is not None:
+    elif vocabulary is None and census.first_kernel is not None and not _has_accessors(census.root):
         reason = f"{layers[-1].label}, the last layer after convolutions, it leads to logits"
         census.heads[id(layers[-1].param)] = reason.lstrip(", ")
     else:
@@ -70,24 +70,36 @@ def _stands_last(layers: list[Candidate]) -> bool:
 
 
 def _has_accessors(root: nn.Module | None) -> bool:
-    """Whether it is a model of transformers: one without a head has none."""
+    """Whether it is a model of transformers."""
     return callable(said(root, "get_input_embeddings"))
 
 
-def _by_labels(census: Census, outer: list[Candidate]) -> None:
-    """Layers of a transformers model beside its base model with as many outputs as its config has labels."""
-    labels, base = said(said(census.root, "config"), "num_labels"), said(census.root, "base_model")
-    if not isinstance(labels, int) or not isinstance(base, nn.Module) or base is census.root:
+def _is_inside_a_base_model(candidate: Candidate) -> bool:
+    """Whether the layer belongs to the part of a transformers model that has no output layers."""
+    base = said(candidate.census.root, "base_model")
+    return isinstance(base, nn.Module) and any(module is base for module in candidate.modules)
+
+
+def _by_labels(census: Census, layers: list[Candidate], outer: list[Candidate]) -> None:
+    """Layers of a transformers model with as many outputs as its config has labels.
+
+    They stand outside blocks and beside the base model, or are called after classes and scores.
+    """
+    labels = said(said(census.root, "config"), "num_labels")
+    if not isinstance(labels, int) or not _has_accessors(census.root):
         return
-    inside = {id(param) for param in base.parameters()}
-    for candidate in outer:
-        if candidate.shape[0] == labels and id(candidate.param) not in inside:
-            reason = f"{candidate.label}, beside the base model, with the config's {labels} labels as outputs"
-            census.heads.setdefault(id(candidate.param), reason.lstrip(", "))
+    for candidate in layers:
+        if candidate.shape[0] not in (labels, labels + 1):  # detectors have one class more, for no object
+            continue
+        where = "beside the base model" if candidate in outer and not _is_inside_a_base_model(candidate) else ""
+        named = set().union(*map(naming.words, candidate.path[-2:])) & {"class", "classes", "cls", "score", "scores"}
+        if where or named:
+            told = [candidate.label, where, f"with the config's {labels} labels as outputs"]
+            census.heads.setdefault(id(candidate.param), ", ".join(filter(None, told)))
 
 
 def _is_table(candidate: Candidate) -> bool:
-    if candidate.param.ndim != 2 or naming.is_position(candidate.last):
+    if candidate.param.ndim != 2 or naming.is_position(candidate.last) or naming.is_token_table(candidate.last):
         return False
     if candidate.owner is None:
         return candidate.leaf == "weight" and naming.is_embedding(candidate.last)
@@ -101,7 +113,7 @@ def _last_below_a_head_name(layers: list[Candidate]) -> dict[str, Candidate]:
         for depth, part in enumerate(candidate.path):
             if part.isdigit():
                 break
-            if part in naming.HEADS and naming.block(candidate.path) is None:
+            if naming.is_head(part) and naming.block(candidate.path) is None:
                 parallel = part.endswith("s") and len(candidate.path) == depth + 2  # lm_heads.0, lm_heads.1
                 found[".".join(candidate.path[: depth + 1 + parallel])] = candidate
                 break

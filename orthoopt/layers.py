@@ -69,10 +69,8 @@ def mlp_side(candidate: Candidate) -> str | None:
         return "out"
     where = place(candidate)
     inside = (where is not None and where[0] == "mlp") or naming.expert_component(candidate.path) is not None
-    if candidate.path[-2:] == ("intermediate", "dense") or _reformers_way_in(candidate):
-        return "in"
-    if candidate.path[-2:] == ("output", "dense"):
-        return "out"
+    if name == "dense" and (side := _dense_side(candidate)) is not None:
+        return side
     if name in naming.PAIRS_IN and (inside or _opposite(candidate, naming.PAIRS_IN[name], is_in=True)):
         return "in"
     if name in naming.PAIRS_OUT and (inside or _opposite(candidate, naming.PAIRS_OUT[name], is_in=False)):
@@ -80,10 +78,19 @@ def mlp_side(candidate: Candidate) -> str | None:
     return _numbered_side(candidate) if inside and name.isdigit() else None
 
 
-def _reformers_way_in(candidate: Candidate) -> bool:
-    """``dense.dense`` beside ``output.dense``."""
+def _dense_side(candidate: Candidate) -> str | None:
+    """The side of a layer called dense, as BERT and its line call all of theirs: by the class or the name around it."""
+    kind = type(candidate.modules[1]).__name__ if len(candidate.modules) > 1 else ""
+    around = candidate.path[-2] if len(candidate.path) > 1 else ""
     other = ".".join((*candidate.path[:-2], "output", "dense", "weight"))
-    return candidate.path[-2:] == ("dense", "dense") and other in candidate.census.shapes
+    if (
+        kind.endswith("Intermediate")
+        or around == "intermediate"
+        or (around == "dense" and other in candidate.census.shapes)
+    ):
+        return "in"
+    of_attention = kind.endswith(("SelfOutput", "AttentionOutput", "CrossOutput"))
+    return "out" if around == "output" or (kind.endswith("Output") and not of_attention) else None
 
 
 def mlp_words(candidate: Candidate) -> str:

@@ -44,7 +44,7 @@ MLP_OUT = names("down_proj w_down dense_4h_to_h output_linear weights_out w_out 
 _PAIRS = _list(
     "fc1/fc2 linear1/linear2 lin1/lin2 w1/w2 w3/w2 fc_1/fc_2 linear_1/linear_2 w_1/w_2 w_0/w_2 dense1/dense2 "
     "layer_1/layer_2 up/down gate/down gate_up/down proj_up/proj_down proj_up_gate/proj_down "
-    "intermediate/output ffw_layer_1/ffw_layer_2 key/value c_fc/c_proj wi/wo Wi/Wo"
+    "intermediate/output intermediate_dense/output_dense ffw_layer_1/ffw_layer_2 key/value c_fc/c_proj wi/wo Wi/Wo"
 )
 PAIRS_IN = {way_in: way_out for way_in, _, way_out in (pair.partition("/") for pair in _PAIRS)}
 PAIRS_OUT = {way_out: way_in for way_in, way_out in reversed(PAIRS_IN.items())}
@@ -80,6 +80,17 @@ def is_token(leaf: str) -> bool:
         or bool(said & special and said & {"token", "tokens", "embedding", "embeddings"})
         or ({"latent", "query"} <= said)
     )
+
+
+def is_token_table(component: str) -> bool:
+    """Whether an embedding of this name holds learned tokens, used whole and not looked up: ``mask_tokens``."""
+    said = words(component)
+    return bool(said & {"token", "tokens"} and said & {"cls", "mask", "register", "query", "latent"})
+
+
+def is_head(component: str) -> bool:
+    """Whether a component of this name leads to logits."""
+    return component in HEADS or bool(words(component) & {"classifier", "logits"})
 
 
 def is_embedding(component: str) -> bool:
