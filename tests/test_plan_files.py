@@ -528,3 +528,18 @@ def test_a_plan_that_was_read_stays_what_it_was(write: Write) -> None:
     assert pickle.dumps(read) == before and read.name == "mine.yaml"
     with pytest.raises(dataclasses.FrozenInstanceError):
         read.base = "muon"  # type: ignore[misc]
+
+
+def test_the_examples_of_the_documents_are_read(write: Write) -> None:
+    """Both languages on the page say the same; the README's is a plan too."""
+    root = Path(__file__).resolve().parents[1]
+    block = re.compile(r"^```(yaml|toml)\n(.*?)^```", re.M | re.S)
+    read = {
+        suffix: load_plan(write(text, f"example.{suffix}"))
+        for suffix, text in block.findall((root / "docs" / "plan_files.md").read_text())
+    }
+    assert read.keys() == {"yaml", "toml"}
+    assert (read["yaml"].plan, read["yaml"].overrides) == (read["toml"].plan, read["toml"].overrides)
+    assert param_groups(models.qwen3(), read["yaml"])
+    ((suffix, text),) = block.findall((root / "README.md").read_text())
+    assert param_groups(models.qwen3(), load_plan(write(text, f"readme.{suffix}")))
