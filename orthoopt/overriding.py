@@ -107,6 +107,8 @@ def _compiled(pattern: str, where: str) -> re.Pattern[str]:
     except re.error as error:
         at = "" if error.pos is None else f" at position {error.pos}"
         raise ValueError(f"{where} is not a regular expression: {error.msg}{at}") from None
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(f"{where} is not a regular expression: {error}") from None
 
 
 def _check_view(view: Any, where: str) -> None:

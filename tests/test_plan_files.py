@@ -365,6 +365,7 @@ FULL = "roles: {" + ", ".join(f"{role}: {{rule: adamw}}" for role in ROLES) + "}
             ValueError,
             r"pattern 2 'a\(b' of mine.yaml is not a regular expression: .*unterminated subpattern at position 1",
         ),
+        ("base: muon\npatterns: [{match: 'a{99999999999}', lr: 1}]", ValueError, "pattern 1 .* expression: the"),
         (
             "base: muon\npatterns:\n- {match: x, lr: 1}\n- {match: y, lr: 1}\n- {match: x, lr: 2}",
             ValueError,
@@ -409,6 +410,34 @@ def test_mistakes_in_toml_are_named_too(write: Write, text: str, error: Any, mes
     path = write(text, "mine.toml")
     with pytest.raises(error, match=message):
         load_plan(path)
+
+
+_MARKS = "abr:{}[]()'\"*&!%@`|>-?#,.=~<\\ \n\t\r\x00\u2028é019en"
+EDITS = st.lists(
+    # Where, how many characters go, what comes instead.
+    st.tuples(st.floats(0, 1), st.integers(0, 9), st.text(_MARKS, max_size=4)),
+    min_size=1, max_size=4,
+)  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@given(suffix=st.sampled_from(["yaml", "toml"]), edits=EDITS)
+def test_a_damaged_file_is_read_or_refused_in_one_line(suffix: str, edits: list[Any], tmp_path: Path) -> None:
+    """Nothing but the errors that are promised comes out, whatever is cut out of an example or put into it."""
+    text = YAML if suffix == "yaml" else TOML
+    for where, cut, put in edits:
+        start = int(where * len(text))
+        text = text[:start] + put + text[start + cut :]
+    path = tmp_path / f"damaged.{suffix}"
+    path.write_bytes(text.encode())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the re module, about patterns that will change their meaning
+        try:
+            read = load_plan(path)
+        except (TypeError, ValueError) as error:
+            assert str(path) in str(error) and len(str(error).splitlines()) == 1
+        else:
+            assert read.plan.keys() == set(ROLES)
 
 
 def test_a_bomb_of_anchors_is_refused_without_being_spelled(write: Write) -> None:
