@@ -59,7 +59,8 @@ def check_entry(entry: Mapping[str, Any], where: str) -> Entry:
         if key in entry and not (key == "lr" and isinstance(entry[key], Tensor)):
             check_nonnegative(key, entry[key], where)
     rule.validate({**rule.defaults, **entry}, where)
-    return copy.deepcopy(dict(entry))
+    # A tensor learning rate stays the very tensor, so that filling it moves the group.
+    return {key: value if isinstance(value, Tensor) else copy.deepcopy(value) for key, value in entry.items()}
 
 
 def changed(entry: Entry, given: Mapping[str, Any], where: str) -> Entry:

@@ -36,7 +36,7 @@ def read(overrides: Overrides, of: str = "") -> list[Override]:
 
     Raises:
         TypeError: an entry that is no mapping, or a pattern, a role or a view that is no string.
-        ValueError: an invalid regular expression, an unknown role or view, an empty entry, or a pattern given twice.
+        ValueError: an invalid regular expression, an unknown role or view, or a pattern given twice.
     """
     found: list[Override] = []
     places: dict[str, int] = {}
@@ -46,8 +46,6 @@ def read(overrides: Overrides, of: str = "") -> list[Override]:
         if not isinstance(pattern, str):
             raise TypeError(f"{where}: a pattern must be a string, got {type(pattern).__name__}")
         entries.check_mapping(entry, where)
-        if not entry:
-            raise ValueError(f"{where} changes nothing: give a rule, an option, lr, weight_decay, role or view")
         if pattern in places:
             raise ValueError(f"{where} never wins: pattern {places[pattern]} of the same list is the same")
         places[pattern] = place

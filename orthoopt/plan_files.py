@@ -17,18 +17,17 @@ replaces them for a role or a pattern that it names.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
-from orthoopt import entries, overriding, plans
+from orthoopt import entries, overriding, plan_source, plans
 from orthoopt.entries import Entry
+from orthoopt.plan_source import SUFFIXES
 from orthoopt.roles import ROLES
 from orthoopt.spelling import near
 
-SUFFIXES = (".yaml", ".yml", ".toml")
 _KEYS = ("base", "options", "roles", "patterns")
 _CALLERS = ("lr", "weight_decay")
 
@@ -116,55 +115,14 @@ def load_plan(path: str | os.PathLike[str]) -> PlanFile:
     suffix = Path(name).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"plan file {name}: its name must end in {', '.join(SUFFIXES)} to say how it is written")
-    text = _read(name)
-    content = _parse(text, suffix, name)
+    text = plan_source.read(name)
+    content = plan_source.parse(text, suffix, name)
     if content is None or content == {}:
         raise ValueError(f"plan file {name} is empty: give a 'base', 'roles', or both")
     _check_keys(content, name)
     base = content.get("base")
     plan = _plan(base, _section(content, "roles", name), _section(content, "options", name), name)
     return PlanFile(name, text, base, plan, _patterns(content.get("patterns", []), plan, name))
-
-
-def _read(name: str) -> str:
-    path = Path(name)
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        try:
-            beside = [file.name for file in path.parent.iterdir() if file.name.lower().endswith(SUFFIXES)]
-        except OSError:
-            raise FileNotFoundError(f"no plan file {name}: there is no folder {path.parent}") from None
-        hint = near(path.name, beside)
-        if path.stem in plans.PLANS:
-            hint = f"; the ready plan is {path.stem!r}, without {path.suffix}"
-        raise FileNotFoundError(f"no plan file {name}{hint}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"plan file {name} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at position {error.start}"
-        ) from None
-    except OSError as error:
-        raise type(error)(f"plan file {name} cannot be read: {error.strerror}") from error
-
-
-def _parse(text: str, suffix: str, name: str) -> Any:
-    kind = "TOML" if suffix == ".toml" else "YAML"
-    try:
-        if kind == "TOML":
-            return tomllib.loads(text)
-        from orthoopt import plan_yaml
-
-        return plan_yaml.loads(text)
-    except ModuleNotFoundError as error:
-        if error.name != "yaml":
-            raise
-        raise ModuleNotFoundError(
-            f"plan file {name}: YAML needs PyYAML; pip install pyyaml, or write the plan as TOML", name="yaml"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"plan file {name} is not {kind}: {error}") from None
-    except RecursionError:
-        raise ValueError(f"plan file {name} is nested too deeply") from None
 
 
 def _check_keys(content: Any, name: str) -> None:

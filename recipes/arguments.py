@@ -19,6 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from orthoopt import plan_files, plans
 from orthoopt.plan_files import PlanFile
+from orthoopt.plan_source import SUFFIXES
 from orthoopt.recipes.errors import RecipeError, nearest
 from orthoopt.recipes.schedules import VECTOR_SCHEDULES
 
@@ -280,7 +281,7 @@ def _plan(plan: str) -> str | PlanFile:
     if plan not in plans.names():
         raise RecipeError(
             f"--plan {plan!r} is not one of {plans.names()}{nearest(plan, plans.names())}; "
-            f"the name of a plan file ends in {', '.join(plan_files.SUFFIXES)}"
+            f"the name of a plan file ends in {', '.join(SUFFIXES)}"
         )
     return plan
 
