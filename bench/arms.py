@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orthoopt import plans
+from orthoopt import plan_files, plans
 
 _MULTIPLIER = re.compile(r"(embedding|matrices)_x(\d+(?:\.\d+)?)")
 _OPTION = re.compile(r"(\w+)=([\w.+-]+)")
@@ -23,10 +22,13 @@ class Arm:
 
     name: str
     plan: str
+    """A ready plan's name, or a plan file's path."""
     multipliers: dict[str, float] = field(default_factory=dict, hash=False)
     """Of the learning rate of the embedding, or of attention's and the mlps' matrices."""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
     """Given to every entry of the plan whose rule has them."""
+    plan_file: dict[str, Any] | None = field(default=None, hash=False)
+    """What the plan file said when the bench began, as :func:`read_plan_file` has it."""
 
     @property
     def overrides(self) -> dict[str, dict[str, Any]]:
@@ -53,23 +55,30 @@ def parse_arms(text: str) -> list[Arm]:
 
 
 def parse_arm(spec: str) -> Arm:
-    """``PLAN``, with any of ``+embedding_x10``, ``+matrices_x10`` and ``+option=value`` behind it.
+    """``PLAN``, a name or a plan file, and any of ``+embedding_x10``, ``+matrices_x10``, ``+option=value`` behind it.
 
     Raises:
         ValueError: it is not of that form, or names an unknown plan or option; with the known ones.
     """
     plan, *more = spec.split("+")
-    if plan not in plans.names():
-        near = difflib.get_close_matches(plan, plans.names(), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown plan {plan!r}{hint} Known plans: {', '.join(plans.names())}")
     multipliers, options = _read(spec, more)
-    if options:
-        try:
-            plans.with_options(plans.get(plan), options)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{spec!r}: {error}") from error
-    return Arm(spec, plan, multipliers, options)
+    try:
+        plan_files.resolve(plan, options)
+        return Arm(spec, plan, multipliers, options, read_plan_file(plan))
+    except (TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{spec!r}: {error}") from error
+
+
+def read_plan_file(plan: str) -> dict[str, Any] | None:
+    """What a plan file says, as JSON has it: its base, roles and patterns; None for a ready plan's name.
+
+    Raises:
+        TypeError, ValueError, OSError: as ``orthoopt.load_plan``.
+    """
+    if not plan_files.is_file(plan):
+        return None
+    read = plan_files.load_plan(plan)
+    return json.loads(json.dumps({"base": read.base, "roles": read.plan, "patterns": read.overrides}))
 
 
 def _read(spec: str, words: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:

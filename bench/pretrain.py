@@ -134,6 +134,7 @@ def _describe_arm(
     rates = [row["learning_rate"] for row in grid]
     return {
         "plan": arm.plan,
+        "plan_file": arm.plan_file,
         "overrides": arm.overrides,
         "options": arm.options,
         "grid": [pick(row, "learning_rate", *figures) for row in grid],
@@ -189,15 +190,18 @@ def _prepare(
     prepare_data(corpus, tokenizer, block_size=parsed.data.block_size, eval_blocks=parsed.data.eval_blocks, cache=cache)
     rates = recipe_arguments.parse_mapping(parsed.run.plan_learning_rates, "plan_learning_rates")
     grid = Grid(options.factor)
-    starts = {
-        arm.name: grid.around(rates.get(arm.name, rates.get(arm.plan, _UNTUNED)), options.points)
-        for arm in options.arms
-    }
+    starts = {arm.name: grid.around(_middle(arm, rates), options.points) for arm in options.arms}
     runner = Runner(
         Path(options.runs), options.config, recipe_arguments.read_config(options.config), flags,
         corpus.info.digest, options.jobs, max(1, machine.usable_cores() // options.jobs), command,
     )  # fmt: skip
     return corpus, runner, starts
+
+
+def _middle(arm: Arm, rates: Mapping[str, Any]) -> float:
+    """The learning rate that the config gives to an arm, its plan, or the ready plan that its file is based on."""
+    names = (arm.name, arm.plan, (arm.plan_file or {}).get("base"))
+    return next((rates[str(name)] for name in names if name in rates), _UNTUNED)
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -210,7 +214,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--quick", action="store_true", help=f"the comparison of {_QUICK['plans']} alone, factor 2")
     parser.add_argument(
         "--plans",
-        help="arms, comma separated: PLAN, PLAN+embedding_x10, PLAN+matrices_x10, PLAN+option=value; all: every plan",
+        help="arms, comma separated: PLAN, PLAN+embedding_x10, PLAN+matrices_x10, PLAN+option=value; PLAN is a "
+        "name or a plan file; all: every ready plan",
     )
     parser.add_argument("--against", metavar="ARM", help="compare all arms with this one, instead of every two")
     parser.add_argument("--name", default="pretrain", help="results are NAME_DEVICE.json and .png, default pretrain")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orthoopt.bench import machine
-from orthoopt.bench.arms import Arm
+from orthoopt.bench.arms import Arm, read_plan_file
 from orthoopt.bench.results_file import write_json
 
 RECIPE = (sys.executable, "-P", "-m", "orthoopt.recipes.pretrain")
@@ -57,9 +57,9 @@ class Run:
 class Runner:
     """Makes runs, ``jobs`` at a time, and remembers finished ones in ``folder``.
 
-    A run's key is the sha256 of everything that decides its result: the config's content and all flags, the corpus's
-    digest, the digest of the package's sources, the releases, the processor and the threads. Another key is another
-    folder, so rows of different code or text never meet.
+    A run's key is the sha256 of everything that decides its result: the config's content and all flags, a plan file's
+    content, the corpus's digest, the digest of the package's sources, the releases, the processor and the threads.
+    Another key is another folder, so rows of different code or text never meet.
     """
 
     folder: Path
@@ -101,10 +101,12 @@ class Runner:
         """One run's row, made or read."""
         key = self.key_of(run)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        folder = self.folder / f"{run.arm.name}-lr{run.learning_rate:g}-seed{run.seed}-{digest[:12]}"
+        name = run.arm.name.replace(os.sep, "_")  # a plan file's path
+        folder = self.folder / f"{name}-lr{run.learning_rate:g}-seed{run.seed}-{digest[:12]}"
         cached = _read(folder / _FINISHED) == {"key": key}
         if not cached:
             self._make(run, folder)
+            _check_plan_file(run.arm)
             if machine.source_digest() != self._sources:
                 raise BenchError("the package's sources changed while the bench ran: start it again")
             write_json(folder / _FINISHED, {"key": key})
@@ -118,6 +120,7 @@ class Runner:
     def key_of(self, run: Run) -> dict[str, Any]:
         """Everything that decides the result of a run, as plain data."""
         return {
+            "plan_file": run.arm.plan_file,
             "config": dict(self.settings),
             "flags": [*self.flags, *run.flags()],
             "corpus": self.corpus_digest,
@@ -153,6 +156,16 @@ class Runner:
             self._stopped = True
             for process in self._running:
                 process.terminate()
+
+
+def _check_plan_file(arm: Arm) -> None:
+    """Raise BenchError unless the arm's plan file still says what the arm's name stands for."""
+    try:
+        now = read_plan_file(arm.plan)
+    except (TypeError, ValueError, OSError) as error:
+        raise BenchError(f"the plan file changed while the bench ran: {error}") from error
+    if now != arm.plan_file:
+        raise BenchError(f"the plan file {arm.plan} changed while the bench ran: start it again")
 
 
 def check_comparable(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from orthoopt.named import (
     Trion,
 )
 from orthoopt.optimizer import OrthoOpt
+from orthoopt.plan_files import load_plan
 from orthoopt.polar import orthogonalize
 from orthoopt.roles import roles
 
@@ -43,6 +44,7 @@ __all__ = [
     "Trion",
     "explain",
     "hf",
+    "load_plan",
     "orthogonalize",
     "param_groups",
     "plans",

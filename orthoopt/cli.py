@@ -1,4 +1,4 @@
-"""The command ``orthoopt``: explain, pretrain, bench. Heavy imports happen inside the chosen command."""
+"""The command ``orthoopt``: explain, plan, pretrain, bench. Heavy imports happen inside the chosen command."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _BENCHES = {
 _USAGE = """usage: orthoopt COMMAND ...
 
   explain MODEL                      which parameter gets which rule, and why
+  plan [PLAN]                        list the ready plans, print one, or check a plan file
   pretrain [CONFIG] [--key value]    train a language model; without CONFIG a small one on the embedded corpus
   bench BENCH                        measure; orthoopt bench lists what there is
   fit-coefficients ROWS COLS         Newton-Schulz coefficients for matrices of one shape (ROOT's AdaNewton)
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command == "explain":
         return _explain(rest)
+    if command == "plan":
+        return _run("orthoopt.plan_command", "recipes", rest)
     if command == "pretrain":
         return _run("orthoopt.recipes.pretrain", "recipes", rest)
     if command == "bench":
@@ -84,7 +87,7 @@ def _explain(arguments: list[str]) -> int:
         "model",
         help="a transformers model class (Qwen3ForCausalLM), model type (qwen3), folder or config.json, or hub name",
     )
-    parser.add_argument("--plan", default="symmetry", help=f"one of {', '.join(plans.names())}")
+    parser.add_argument("--plan", default="symmetry", help=f"a plan file, or one of {', '.join(plans.names())}")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight_decay", type=float, default=0.1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the model's config")
@@ -99,7 +102,7 @@ def _explain(arguments: list[str]) -> int:
     try:
         model = build_meta_model(options.model, options.set)
         print(explain(model, options.plan, lr=options.lr, weight_decay=options.weight_decay))
-    except (ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"orthoopt explain: {error}", file=sys.stderr)
         return 1
     return 0

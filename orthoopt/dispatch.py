@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
-from orthoopt import plans, rules
+from orthoopt import entries, overriding, plan_files, plans, rules
 from orthoopt.roles import ROLES, Classified, classify
 from orthoopt.views import parse_view
 
 Params: TypeAlias = nn.Module | Iterable[tuple[str, Tensor]] | Iterable[Tensor]
-Overrides: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]] | Mapping[str, Mapping[str, Any]]
+Overrides: TypeAlias = overriding.Overrides
 
 _ROLE_ORDER = {role: place for place, role in enumerate(dict.fromkeys((*plans.MATRIX_ROLES, *ROLES)))}
 
@@ -33,7 +32,7 @@ class Assignment(NamedTuple):
 
 def param_groups(
     params: Params,
-    plan: str | Mapping[str, Mapping[str, Any]] = "symmetry",
+    plan: plan_files.AnyPlan = "symmetry",
     *,
     lr: float | Tensor = 1e-3,
     weight_decay: float = 0.1,
@@ -45,13 +44,14 @@ def param_groups(
     Args:
         params: a model (structure decides), named parameters (names and shapes decide), or bare parameters (shapes
             decide, with a warning saying what cannot be seen).
-        plan: a ready plan's name (``orthoopt.plans.names()``), or role -> entry.
+        plan: a ready plan's name (``orthoopt.plans.names()``), role -> entry, or a plan file: its path, which ends in
+            .yaml, .yml or .toml, or what ``orthoopt.load_plan`` returned.
         lr: learning rate; a plan's multipliers land in each group's ``lr``.
         weight_decay: for the roles whose plan entry has none of its own.
-        overrides: (pattern, entry) pairs or a dict, tried in order before the plan; ``re.search`` on the name, and the
-            first match wins. An entry may hold ``rule``, its options, ``lr_multiplier``, ``lr``, ``weight_decay``,
-            ``scale``, ``per_head``, ``role`` and ``view``; what it leaves out comes from the plan while the rule stays
-            the same.
+        overrides: (pattern, entry) pairs or a dict, tried in order before the plan and a plan file's own patterns;
+            ``re.search`` on the name, and the first match wins. An entry may hold ``rule``, its options,
+            ``lr_multiplier``, ``lr``, ``weight_decay``, ``scale``, ``per_head``, ``role`` and ``view``; what it leaves
+            out comes from the plan while the rule stays the same.
         options: given to every entry whose rule has them, such as ``{"momentum": 0.9}``.
 
     Returns:
@@ -60,6 +60,7 @@ def param_groups(
     Raises:
         TypeError: an option unknown to its rule.
         ValueError: no parameters, an unknown plan, role or rule, or an override pattern that matches nothing.
+        OSError: a plan file that cannot be read.
     """
     assignments = assign(params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -73,7 +74,7 @@ def param_groups(
 
 def assign(
     params: Params,
-    plan: str | Mapping[str, Mapping[str, Any]] = "symmetry",
+    plan: plan_files.AnyPlan = "symmetry",
     *,
     lr: float | Tensor = 1e-3,
     weight_decay: float = 0.1,
@@ -81,68 +82,46 @@ def assign(
     options: Mapping[str, Any] | None = None,
 ) -> list[Assignment]:
     """Role, view and group options of every trainable parameter, in the model's order; see :func:`param_groups`."""
-    entries = plans.get(plan)
-    if options:
-        entries = plans.with_options(entries, options)
+    chosen = plan_files.resolve(plan, options)
     classified = classify(params)
     if not classified:
         raise ValueError("no trainable parameters: the model is frozen or the iterable of parameters is empty")
     if classified[0].name is None:
         _warn_of_bare_parameters(classified)
-    changes = _match_overrides(classified, overrides)
+    patterns = [*overriding.read(overrides), *chosen.overrides]
+    changes = overriding.match([item.name for item in classified], patterns)
     return [
-        _assignment(item, entries, change, lr, weight_decay) for item, change in zip(classified, changes, strict=True)
+        _assignment(item, chosen, change, lr, weight_decay) for item, change in zip(classified, changes, strict=True)
     ]
 
 
 def _assignment(
     item: Classified,
-    entries: plans.Plan,
-    change: tuple[str, Mapping[str, Any]] | None,
+    chosen: plan_files.Resolved,
+    change: overriding.Override | None,
     lr: float | Tensor,
     weight_decay: float,
 ) -> Assignment:
     role, view, reason = item.role, item.view, item.reason
-    entry: dict[str, Any] = entries[role]
-    given: Mapping[str, Any] = {}
+    entry: dict[str, Any] = chosen.plan[role]
+    given: Mapping[str, Any] = {} if change is None else change.entry
     if change is not None:
-        pattern, given = change
-        where = f"override {pattern!r}"
         role, view = given.get("role", role), given.get("view", view)
-        if role not in ROLES:
-            raise ValueError(f"{where}: unknown role {role!r}. Roles: {', '.join(ROLES)}")
-        base = entries[role]
-        kept = base if given.get("rule", base["rule"]) == base["rule"] else {}
         own = {key: value for key, value in given.items() if key not in ("role", "view")}
-        entry = plans.check_entry({**kept, "rule": base["rule"], **own}, where)
-        reason = f"{where}; by itself: {reason}"
+        entry = entries.changed(chosen.plan[role], own, change.where)
+        reason = f"{change.where}; by itself: {reason}"
+    elif role in chosen.absent:
+        reason = f"{reason}; the plan has no {role!r}, so {entry['rule']}"
     if entry.get("per_head") and role == item.role == "attention" and "view" not in given:
         view, words = item.per_head or (view, "not per head: its heads are not known, seen whole")
         reason = f"{reason}; {words}"
     if rules.get(entry["rule"]).is_matrix and not parse_view(view).is_matrix:
         # A matrix rule on something seen as a vector can only come from the user; the optimizer checks the shape.
         view = "flatten" if item.param.ndim > 3 else "matrix"
-    group = plans.group_options(entry, lr, weight_decay)
+    group = entries.group_options(entry, lr, weight_decay)
     of_shape = rules.get(entry["rule"]).of_shape(tuple(item.param.shape), group)
     group |= {key: value for key, value in of_shape.items() if key not in entry}
     return Assignment(item.name, item.param, role, view, reason, group)
-
-
-def _match_overrides(
-    classified: Sequence[Classified], overrides: Overrides
-) -> list[tuple[str, Mapping[str, Any]] | None]:
-    pairs: list[tuple[str, Mapping[str, Any]]]
-    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else [(pattern, e) for pattern, e in overrides]
-    if not pairs:
-        return [None] * len(classified)
-    if classified[0].name is None:
-        raise ValueError("overrides match names, and these parameters have none: pass the model or named_parameters()")
-    names = [str(item.name) for item in classified]
-    for pattern, _ in pairs:
-        if not any(re.search(pattern, name) for name in names):
-            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise ValueError(f"override pattern {pattern!r} matches no parameter; names: {shown}")
-    return [next(((pattern, entry) for pattern, entry in pairs if re.search(pattern, name)), None) for name in names]
 
 
 _warned_of_bare_parameters = False

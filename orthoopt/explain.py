@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from orthoopt import rules
+from orthoopt import plan_files, rules
 from orthoopt.dispatch import Overrides, Params, assign
 from orthoopt.matrix_state import expected_state
 from orthoopt.views import parse_view
@@ -60,7 +60,7 @@ class Explanation:
     rows: list[Row]
     """One for each parameter, in the model's order."""
     plan: str
-    """The plan's name, "custom" for one given as a dict."""
+    """The plan's name, a plan file's path, "custom" for one given as a dict."""
     lr: float
     weight_decay: float
 
@@ -156,7 +156,7 @@ class Explanation:
 
 def explain(
     params: Params,
-    plan: str | Mapping[str, Mapping[str, Any]] = "symmetry",
+    plan: plan_files.AnyPlan = "symmetry",
     *,
     lr: float | Tensor = 1e-3,
     weight_decay: float = 0.1,
@@ -189,7 +189,7 @@ def explain(
                 state_bytes=sizes[key],
             )
         )
-    return Explanation(rows, plan if isinstance(plan, str) else "custom", float(lr), float(weight_decay))
+    return Explanation(rows, plan_files.name_of(plan), float(lr), float(weight_decay))
 
 
 def _state_bytes(rule: str, param: Tensor, view: str, options: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from orthoopt import rules
+from orthoopt.rules._options import check_nonnegative
 from orthoopt.scale import check_scale
 from orthoopt.views import parse_view
 from orthoopt.weight_decay import check_mode
@@ -142,10 +143,9 @@ def _check_numbers(group: Mapping[str, Any], where: str) -> None:
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(f"{where}: Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
-    elif isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 <= lr < float("inf"):
-        raise ValueError(f"{where}: lr must be a number of at least 0, got {lr!r}")
-    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < float("inf"):
-        raise ValueError(f"{where}: weight_decay must be a number of at least 0, got {decay!r}")
+    else:
+        check_nonnegative("lr", lr, where)
+    check_nonnegative("weight_decay", decay, where)
     for tensor in group["params"]:
         dtype = (tensor[1] if isinstance(tensor, tuple) else tensor).dtype
         if not (dtype.is_floating_point or dtype.is_complex) or dtype.itemsize < 2:

@@ -12,6 +12,7 @@ from torch import nn
 
 from orthoopt.dispatch import Overrides, param_groups
 from orthoopt.optimizer import OrthoOpt
+from orthoopt.plan_files import AnyPlan
 
 __all__ = ["OptimizerFactory"]
 
@@ -29,7 +30,7 @@ class OptimizerFactory:
         model: nn.Module,
         training_args: Any = None,
         *,
-        plan: str | Mapping[str, Mapping[str, Any]] = "symmetry",
+        plan: AnyPlan = "symmetry",
         lr: float | None = None,
         weight_decay: float | None = None,
         overrides: Overrides = (),

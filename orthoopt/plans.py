@@ -1,29 +1,20 @@
-"""Plans: role -> rule, options, learning-rate multiplier and weight decay; plain data.
-
-A plan's entry is a dict: ``rule``; the rule's options; ``scale`` (matrix rules); ``lr_multiplier`` (default 1), which
-lands in the group's ``lr`` so that every scheduler works; ``weight_decay``, absent where the user's value holds;
-``per_head`` (matrix rules): attention is seen head by head where its head counts are known.
-"""
+"""Plans: role -> entry, as ``entries.py`` has it; plain data."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from orthoopt import rules
+from orthoopt.entries import Entry, check_entry, check_role
 from orthoopt.roles import ROLES
-from orthoopt.scale import check_scale
-from orthoopt.weight_decay import check_mode
+from orthoopt.spelling import near
 
-Entry: TypeAlias = dict[str, Any]
 Plan: TypeAlias = dict[str, Entry]
 
 MATRIX_ROLES = ("attention", "mlp_in", "mlp_out", "expert_in", "expert_out", "conv", "hidden")
 """Roles whose gradient is a linear map between two feature spaces: orthogonal on both sides."""
-
-_SHELL_KEYS = ("rule", "scale", "lr_multiplier", "lr", "weight_decay", "weight_decay_mode", "per_head")
 
 _ADAMW: Entry = {"rule": "adamw"}
 # Norms, biases and scalars are not decayed: their scale means something.
@@ -168,45 +159,40 @@ def get(plan: str | Mapping[str, Mapping[str, Any]]) -> Plan:
         plan: a name, or role -> entry. Roles that the user's plan leaves out get ``adamw``, vectors undecayed.
 
     Raises:
-        TypeError: an option that an entry's rule does not know.
+        TypeError: an option that an entry's rule does not know, or something that is no plan.
         ValueError: an unknown plan, role or rule, or a bad value.
     """
     if isinstance(plan, str):
         if plan not in PLANS:
-            raise ValueError(f"unknown plan {plan!r}{_near(plan, PLANS)} Known plans: {', '.join(names())}")
+            raise ValueError(
+                f"unknown plan {plan!r}{near(plan, PLANS)} Known plans: {', '.join(names())}. "
+                "The name of a plan file ends in .yaml, .yml or .toml, and orthoopt.load_plan reads it"
+            )
         return copy.deepcopy(PLANS[plan])
+    if not isinstance(plan, Mapping):
+        raise TypeError(f"a plan must be a name, a plan file or a mapping of role to entry, got {plan!r}")
     complete = copy.deepcopy(PLANS["adamw"])
     for role, entry in plan.items():
-        if role not in ROLES:
-            raise ValueError(f"unknown role {role!r} in the plan{_near(role, ROLES)} Roles: {', '.join(ROLES)}")
+        check_role(role, "the plan")
         complete[role] = check_entry(entry, f"role {role!r} of the plan")
     return complete
 
 
-def check_entry(entry: Mapping[str, Any], where: str) -> Entry:
-    """A copy of a plan's entry, checked; ``where`` says whose it is."""
-    if "rule" not in entry:
-        raise ValueError(f"{where} has no 'rule'; known rules: {', '.join(rules.names())}")
-    rule = rules.get(entry["rule"])
-    rule.reject_unknown(list(entry), _SHELL_KEYS, where)
-    if "scale" in entry:
-        if not rule.is_matrix:
-            raise TypeError(f"{where}: 'scale' is for matrix rules, the rule is {rule.name!r}")
-        check_scale(entry["scale"], where)
-    per_head = entry.get("per_head", False)
-    if not isinstance(per_head, bool):
-        raise ValueError(f"{where}: per_head must be True or False, got {per_head!r}")
-    if per_head and not rule.is_matrix:
-        raise TypeError(f"{where}: 'per_head' is for matrix rules, the rule is {rule.name!r}")
-    check_mode(entry.get("weight_decay_mode", "decoupled"), where)
-    rule.validate({**rule.defaults, **entry}, where)
-    return copy.deepcopy(dict(entry))
-
-
-def with_options(plan: Plan, options: Mapping[str, Any]) -> Plan:
+def with_options(
+    plan: Plan,
+    options: Mapping[str, Any],
+    of: str = "the plan",
+    own: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Plan:
     """The plan with each option given to every entry whose rule has it.
 
     ``scale`` goes to matrix rules, ``weight_decay_mode`` to all.
+
+    Args:
+        plan: role -> entry.
+        options: option -> value.
+        of: whose entries these are, for messages.
+        own: role -> what that role keeps, whatever the options say.
 
     Raises:
         TypeError: an option that no rule of the plan knows.
@@ -218,32 +204,11 @@ def with_options(plan: Plan, options: Mapping[str, Any]) -> Plan:
         known = {*rule.defaults, "weight_decay_mode"} | ({"scale"} if rule.is_matrix else set())
         mine = {name: value for name, value in options.items() if name in known}
         taken |= mine.keys()
-        changed[role] = check_entry({**entry, **mine}, f"role {role!r}")
+        mine |= {} if own is None else own.get(role, {})
+        changed[role] = check_entry({**entry, **mine}, f"options and role {role!r} of {of}")
     for name in options:
         if name not in taken:
             known = {o for entry in plan.values() for o in rules.get(entry["rule"]).defaults}
             known |= {"scale", "weight_decay_mode"}
-            raise TypeError(f"no rule of the plan has an option {name!r}{_near(name, known)} Options: {sorted(known)}")
+            raise TypeError(f"no rule of {of} has an option {name!r}{near(name, known)} Options: {sorted(known)}")
     return changed
-
-
-def group_options(entry: Mapping[str, Any], lr: Any, weight_decay: float) -> dict[str, Any]:
-    """What a plan's entry comes to in a param group: rule, lr, weight_decay, and every option of the rule."""
-    rule = rules.get(entry["rule"])
-    own = {name: entry.get(name, default) for name, default in rule.defaults.items()}
-    lr, multiplier = entry.get("lr", lr), entry.get("lr_multiplier", 1.0)
-    shell = {
-        "rule": rule.name,
-        # A tensor learning rate stays the very tensor, so that filling it moves the group.
-        "lr": lr if multiplier == 1 else lr * multiplier,
-        "weight_decay": entry.get("weight_decay", weight_decay),
-        "weight_decay_mode": entry.get("weight_decay_mode", "decoupled"),
-    }
-    if rule.is_matrix:
-        shell["scale"] = entry.get("scale", rule.default_scale)
-    return {**shell, **own}
-
-
-def _near(word: Any, known: Any) -> str:
-    near = difflib.get_close_matches(str(word), list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else "."

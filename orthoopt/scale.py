@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
+
+from orthoopt.spelling import near
 
 DEFAULT_SCALE = "match_rms_adamw"
 
@@ -28,11 +31,11 @@ def names() -> list[str]:
     return sorted(_SCALES)
 
 
-def check_scale(name: str, where: str = "") -> None:
+def check_scale(name: Any, where: str = "") -> None:
     """Raise ValueError unless ``name`` is a scale."""
-    if name not in _SCALES:
-        place = f" ({where})" if where else ""
-        raise ValueError(f"scale={name!r}{place} must be one of {', '.join(map(repr, names()))}")
+    if name not in names():
+        place, hint = f" ({where})" if where else "", near(name, _SCALES).removesuffix(".")
+        raise ValueError(f"scale={name!r}{place} must be one of {', '.join(map(repr, names()))}{hint}")
 
 
 def scale_factor(name: str, rows: int, cols: int, rms: float) -> float:

@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthoopt.spelling import near
+
 MODES = ("decoupled", "independent", "cautious")
 
 
 def check_mode(mode: Any, where: str = "") -> None:
     """Raise ValueError unless ``mode`` is one of :data:`MODES`."""
     if mode not in MODES:
-        place = f" ({where})" if where else ""
-        raise ValueError(f"weight_decay_mode={mode!r}{place} must be one of {', '.join(map(repr, MODES))}")
+        place, hint = f" ({where})" if where else "", near(mode, MODES).removesuffix(".")
+        raise ValueError(f"weight_decay_mode={mode!r}{place} must be one of {', '.join(map(repr, MODES))}{hint}")
 
 
 def shrink(params: list[Tensor], group: Mapping[str, Any], lr: float | Tensor) -> float | Tensor:

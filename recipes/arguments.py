@@ -17,7 +17,9 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from orthoopt import plans
+from orthoopt import plan_files, plans
+from orthoopt.plan_files import PlanFile
+from orthoopt.plan_source import SUFFIXES
 from orthoopt.recipes.errors import RecipeError, nearest
 from orthoopt.recipes.schedules import VECTOR_SCHEDULES
 
@@ -83,9 +85,11 @@ class RunArguments:
 
     _argument_group_name: ClassVar[str] = "run"
 
-    plan: str = _option("symmetry", "Which rule each class of parameters gets; see orthoopt.plans.names().")
+    plan: str = _option(
+        "symmetry", "Which rule each class of parameters gets: a name (`orthoopt plan` lists them) or a plan file."
+    )
     plan_learning_rates: dict[str, float] | str | None = _option(
-        None, "Plan to learning rate, used where --learning_rate is not given."
+        None, "Plan to learning rate, used where --learning_rate is not given; a plan file falls back on its base's."
     )
     plan_options: dict[str, Any] | str | None = _option(
         None,
@@ -131,6 +135,8 @@ class Arguments(NamedTuple):
     """One run's arguments, parsed and checked, and the name of the config they started from."""
 
     config: str
+    plan: str | PlanFile
+    """What --plan says; a file as it was when the run began."""
     model: ModelArguments
     data: DataArguments
     run: RunArguments
@@ -139,6 +145,11 @@ class Arguments(NamedTuple):
     plan_options: dict[str, Any]
     overrides: dict[str, dict[str, Any]]
     learning_rate: float
+
+    @property
+    def plan_name(self) -> str:
+        """The plan's name, or its file's without the folder."""
+        return self.plan.name if isinstance(self.plan, PlanFile) else self.plan
 
 
 _GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, RunArguments, PretrainArguments)
@@ -172,9 +183,11 @@ def parse(argv: Sequence[str]) -> Arguments:
     if rest:
         raise RecipeError(_unexpected(rest[0], parser))
     model, data, run, training = groups
+    plan = _plan(run.plan)
     _check(data, run, training)
     return Arguments(
         Path(config).stem,
+        plan,
         model,
         data,
         run,
@@ -182,7 +195,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         model_overrides=_model_overrides(model, settings),
         plan_options=parse_mapping(run.plan_options, "plan_options"),
         overrides=parse_mapping(run.overrides, "overrides"),
-        learning_rate=_learning_rate(run, training),
+        learning_rate=_learning_rate(plan, run, training),
     )
 
 
@@ -259,23 +272,37 @@ def _model_overrides(model: ModelArguments, settings: Mapping[str, Any]) -> dict
     return {} if model.model_overrides == settings.get("model_overrides") else given
 
 
-def _learning_rate(run: RunArguments, training: PretrainArguments) -> float:
-    """The given learning rate or the plan's; Trainer's arguments get it too."""
+def _plan(plan: str) -> str | PlanFile:
+    if plan_files.is_file(plan):
+        try:
+            return plan_files.load_plan(plan)
+        except (TypeError, ValueError, OSError) as error:
+            raise RecipeError(f"--plan: {error}") from error
+    if plan not in plans.names():
+        raise RecipeError(
+            f"--plan {plan!r} is not one of {plans.names()}{nearest(plan, plans.names())}; "
+            f"the name of a plan file ends in {', '.join(SUFFIXES)}"
+        )
+    return plan
+
+
+def _learning_rate(plan: str | PlanFile, run: RunArguments, training: PretrainArguments) -> float:
+    """The given learning rate or the plan's, of a file else its base's; Trainer's arguments get it too."""
     if training.learning_rate is None:
         rates = parse_mapping(run.plan_learning_rates, "plan_learning_rates")
-        if run.plan not in rates:
+        names = [run.plan] + ([plan.base] if isinstance(plan, PlanFile) and plan.base else [])
+        known = [name for name in names if name in rates]
+        if not known:
             raise RecipeError(
-                f"no learning rate for plan {run.plan!r}: give --learning_rate "
+                f"no learning rate for plan {' or its base '.join(map(repr, names))}: give --learning_rate "
                 f"(plan_learning_rates has {sorted(rates) or 'no entries'})"
             )
-        training.learning_rate = float(rates[run.plan])
+        training.learning_rate = float(rates[known[0]])
     return training.learning_rate
 
 
 def _check(data: DataArguments, run: RunArguments, training: PretrainArguments) -> None:
     """Check what the parser cannot."""
-    if run.plan not in plans.names():
-        raise RecipeError(f"--plan {run.plan!r} is not one of {plans.names()}{nearest(run.plan, plans.names())}")
     for option, low in (("block_size", 2), ("eval_blocks", 1), ("vocab_size", 257)):
         if getattr(data, option) < low:
             raise RecipeError(f"--{option} must be at least {low}, got {getattr(data, option)}")

@@ -30,7 +30,7 @@ def find_place(arguments: Arguments) -> Place:
     with `--resume_from_checkpoint auto` the latest of these that has a checkpoint. Raises `RecipeError` when
     the checkpoint is missing or incomplete, or when the folder holds the checkpoints of another run.
     """
-    training, base = arguments.training, f"{arguments.config}-{arguments.run.plan}"
+    training, base = arguments.training, f"{arguments.config}-{arguments.plan_name}"
     wanted = training.resume_from_checkpoint
     named = Path(training.output_dir) if training.names_output_dir else None
     if wanted is None:

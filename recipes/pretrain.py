@@ -2,6 +2,7 @@
 
 orthoopt pretrain                                        # the default: a small model on the embedded corpus
 orthoopt pretrain --plan adamw --max_steps 1000
+orthoopt pretrain --plan my_plan.yaml
 orthoopt pretrain my_run.yaml --resume_from_checkpoint auto
 torchrun --standalone --nproc_per_node=2 -m orthoopt.recipes.pretrain qwen3_0.6b
 """
@@ -9,6 +10,7 @@ torchrun --standalone --nproc_per_node=2 -m orthoopt.recipes.pretrain qwen3_0.6b
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +23,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerState
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from orthoopt.plan_files import PlanFile
+from orthoopt.plan_text import to_yaml
 from orthoopt.recipes import folders, record, report
 from orthoopt.recipes.arguments import Arguments, PretrainArguments, parse
 from orthoopt.recipes.callbacks import Progress, TrainingClock
@@ -70,6 +74,7 @@ def pretrain(arguments: Arguments) -> dict[str, Any]:
     if training.should_save:
         _check_same_run(place, run)
         report.write_json(place.output / report.RUN, run)
+        _keep_plan(place.output / report.PLAN, arguments.plan)
         (place.output / report.RESULTS).unlink(missing_ok=True)
         callbacks.append(_metrics_log(place, steps, clock))
         print(record.header(run, arguments, place, steps), flush=True)
@@ -150,9 +155,39 @@ def _check_same_run(place: folders.Place, run: dict[str, Any]) -> None:
     if place.checkpoint is None:
         return
     earlier = report.read_json(place.checkpoint.parent / report.RUN)
+    if earlier is None:
+        return
+    before, now = earlier.get("plan_file"), run["plan_file"]
     for key in ("plan", "model", "parameters", "corpus"):
-        if earlier is not None and earlier.get(key) != run[key]:
+        if key == "plan" and before and now:
+            continue  # what the files say counts, not where they are
+        if earlier.get(key) != run[key]:
             raise RecipeError(f"{place.checkpoint} was made with {key} {earlier.get(key)!r}, this run has {run[key]!r}")
+    for key in ("roles", "patterns") if before and now else ():
+        if before[key] != now[key]:
+            changed = _difference(before[key], now[key])
+            raise RecipeError(
+                f"{now['path']} has other {key} than when {place.checkpoint} was made: {changed}. "
+                f"The plan of then: --plan {place.checkpoint.parent / report.PLAN} "
+                f"--learning_rate {earlier['learning_rate']!r}"
+            )
+
+
+def _difference(before: Any, now: Any) -> str:
+    """Where two versions of a plan file's roles, or of its patterns, first differ."""
+    if isinstance(before, dict):
+        role = next(role for role in before if before[role] != now[role])
+        return f"{role} had {before[role]}, now {now[role]}"
+    pairs = list(itertools.zip_longest(before, now))
+    place = next(i for i, (then, here) in enumerate(pairs) if then != here)
+    return f"pattern {place + 1} was {pairs[place][0] or 'not there'}, now {pairs[place][1] or 'not there'}"
+
+
+def _keep_plan(path: Path, plan: str | PlanFile) -> None:
+    """Write what a plan file came to beside the run's settings, to be given to --plan again."""
+    if isinstance(plan, PlanFile):
+        comments = [f"{plan.path} in full, as it was when this run was made; {report.RUN} has its text"]
+        write_atomically(path, to_yaml(plan.plan, plan.overrides, comments).encode())
 
 
 def _metrics_log(place: folders.Place, steps: int, clock: TrainingClock) -> report.MetricsLog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthoopt import dispatch
+from orthoopt.plan_files import PlanFile
 from orthoopt.recipes import report
 from orthoopt.recipes.arguments import Arguments
 from orthoopt.recipes.corpus import Corpus
@@ -37,11 +39,11 @@ RESULT_KEYS = (
 
 def _routing(arguments: Arguments, model: PreTrainedModel) -> list[dict[str, Any]]:
     """Which rule every parameter gets, as plain data."""
-    training, run = arguments.training, arguments.run
+    training = arguments.training
     try:
         assignments = dispatch.assign(
             model,
-            run.plan,
+            arguments.plan,
             lr=arguments.learning_rate,
             weight_decay=training.weight_decay,
             overrides=arguments.overrides,
@@ -61,6 +63,14 @@ def _routing(arguments: Arguments, model: PreTrainedModel) -> list[dict[str, Any
     ]
 
 
+def describe_plan_file(plan: str | PlanFile) -> dict[str, Any] | None:
+    """A plan file's content, for it may change after the run: as it was written, and what it came to."""
+    if not isinstance(plan, PlanFile):
+        return None
+    resolved = {"roles": plan.plan, "patterns": [{"match": pattern, **entry} for pattern, entry in plan.overrides]}
+    return {"path": plan.path, "text": plan.text, **json.loads(report.dumps(resolved))}
+
+
 def describe_run(
     arguments: Arguments,
     corpus: Corpus,
@@ -72,7 +82,8 @@ def describe_run(
     training = arguments.training
     return {
         "config": arguments.config,
-        "plan": arguments.run.plan,
+        "plan": arguments.plan_name,
+        "plan_file": describe_plan_file(arguments.plan),
         "learning_rate": arguments.learning_rate,
         "weight_decay": training.weight_decay,
         "seed": training.seed,

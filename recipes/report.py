@@ -1,4 +1,4 @@
-"""What a run leaves behind: run.json, metrics.jsonl, results.json, the loss curve and the text sample."""
+"""What a run leaves behind: run.json, its plan file in full, metrics.jsonl, results.json, loss curve, text sample."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from orthoopt.recipes.callbacks import TrainingClock
 from orthoopt.recipes.tokenizer import write_atomically
 
 METRICS, RUN, RESULTS, CURVE, SAMPLE = "metrics.jsonl", "run.json", "results.json", "loss.png", "sample.txt"
+PLAN = "resolved_plan.yaml"
 
 
 class MetricsLog(TrainerCallback):

@@ -38,7 +38,7 @@ class PretrainTrainer(Trainer):
             training.per_device_eval_batch_size, training.world_size
         )
         options = {
-            "plan": run.plan,
+            "plan": arguments.plan,
             "lr": arguments.learning_rate,
             "weight_decay": training.weight_decay,
             "overrides": arguments.overrides,

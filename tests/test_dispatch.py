@@ -111,6 +111,11 @@ def test_a_tensor_lr_stays_the_same_tensor() -> None:
     lr = torch.tensor(0.01)
     groups = param_groups(models.qwen3(), "adamw", lr=lr)
     assert all(group["lr"] is lr for group in groups)
+    own = {"rule": "adamw", "lr": lr}
+    for plan, overrides in ((dict.fromkeys(ROLES, own), ()), ("adamw", {"weight": own})):
+        groups = param_groups(models.qwen3(), plan, lr=1.0, overrides=overrides)
+        assert all(group["lr"] is lr for group in groups if group["lr"] != 1.0)
+        assert any(group["lr"] is lr for group in groups)
 
 
 def test_overrides_change_rule_options_rate_and_view_first_match_wins() -> None:

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from orthoopt import plans
 from orthoopt.coefficients import Triple
 from orthoopt.dispatch import Overrides, Params, param_groups
+from orthoopt.plan_files import AnyPlan
 
-Plan: TypeAlias = str | Mapping[str, Mapping[str, Any]]
 Coefficients: TypeAlias = str | Triple | Sequence[Triple]
 
 
 def groups_from(
     params: Params | Iterable[Mapping[str, Any]],
-    plan: Plan,
+    plan: AnyPlan,
     lr: float | Tensor,
     weight_decay: float,
     overrides: Overrides,

@@ -10,6 +10,8 @@ from torch import Tensor
 from orthoopt.dispatch import Overrides, Params
 from orthoopt.named._groups import Coefficients, groups_from
 from orthoopt.optimizer import OrthoOpt
+from orthoopt.plan_files import AnyPlan, PlanFile, is_file
+from orthoopt.spelling import near
 
 _PLANS = ("symmetry", "symmetry_hybrid", "symmetry_paper", "symmetry_paper_hybrid")
 
@@ -25,19 +27,21 @@ class Symmetry(OrthoOpt):
         lr: learning rate.
         weight_decay: decoupled weight decay of the linear maps; embeddings, heads, routers and vectors have none. The
             published plans have their own.
-        momentum: coefficient of the gradient average, in every matrix rule.
+        momentum: coefficient of the gradient average, in every matrix rule. Of this and the options below, None leaves
+            each entry the plan's: 0.95 but where a plan file says otherwise.
         plan: ``"symmetry"``; ``"symmetry_hybrid"``, hybrid rules on mlps, experts, embeddings and heads; or the
             published assignment and numbers, for lr=2e-2: ``"symmetry_paper"`` with Muon on mlps and experts,
-            ``"symmetry_paper_hybrid"`` with hybrid rules there.
+            ``"symmetry_paper_hybrid"`` with hybrid rules there. Or a plan file of any base, see ``docs/plan_files.md``.
         ns_coefficients: a table of :mod:`orthoopt.coefficients`, one (a, b, c), or several, for every rule that
-            iterates; None leaves each the plan's (``"muon"`` in plan ``symmetry``).
-        ns_steps: Newton-Schulz iterations.
-        ns_dtype: dtype of the iteration; ``"auto"`` chooses by device.
-        scale: one of ``orthoopt.scale.names()``, for every matrix; None leaves each the plan's
-            (``"match_rms_adamw"``, but the published ones).
-        betas: AdamW's, for vectors.
-        eps: AdamW's eps.
-        weight_decay_mode: ``"decoupled"``, ``"independent"`` or ``"cautious"``, see :mod:`orthoopt.weight_decay`.
+            iterates; the plan's is ``"muon"`` in plan ``symmetry``.
+        ns_steps: Newton-Schulz iterations; the plan's are 5.
+        ns_dtype: dtype of the iteration; the plan's is ``"auto"``, which chooses by device.
+        scale: one of ``orthoopt.scale.names()``, for every matrix; the plan's is ``"match_rms_adamw"``, but the
+            published ones.
+        betas: AdamW's, for vectors; the plan's are (0.9, 0.95).
+        eps: AdamW's eps; the plan's is 1e-8.
+        weight_decay_mode: ``"decoupled"``, the plan's, ``"independent"`` or ``"cautious"``, see
+            :mod:`orthoopt.weight_decay`.
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
         nonfinite: ``"skip"`` or ``"raise"``, see :class:`OrthoOpt`.
@@ -48,22 +52,23 @@ class Symmetry(OrthoOpt):
         params: Params | Iterable[Mapping[str, Any]],
         lr: float | Tensor = 1e-3,
         weight_decay: float = 0.1,
-        momentum: float = 0.95,
+        momentum: float | None = None,
         *,
-        plan: str = "symmetry",
+        plan: AnyPlan = "symmetry",
         ns_coefficients: Coefficients | None = None,
-        ns_steps: int = 5,
-        ns_dtype: str = "auto",
+        ns_steps: int | None = None,
+        ns_dtype: str | None = None,
         scale: str | None = None,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay_mode: str = "decoupled",
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        weight_decay_mode: str | None = None,
         overrides: Overrides = (),
         maximize: bool = False,
         nonfinite: str = "skip",
     ) -> None:
-        if plan not in _PLANS:
-            raise ValueError(f"plan={plan!r} must be one of {', '.join(map(repr, _PLANS))}")
+        if not (is_file(plan) or isinstance(plan, PlanFile) or plan in _PLANS):
+            known, hint = ", ".join(map(repr, _PLANS)), near(plan, _PLANS).removesuffix(".")
+            raise ValueError(f"plan={plan!r} must be one of {known}, or a plan file{hint}")
         options = {
             "momentum": momentum, "ns_coefficients": ns_coefficients, "ns_steps": ns_steps, "ns_dtype": ns_dtype,
             "scale": scale, "betas": betas, "eps": eps,
@@ -71,6 +76,5 @@ class Symmetry(OrthoOpt):
         }  # fmt: skip
         given = {name: value for name, value in options.items() if value is not None}
         groups = groups_from(params, plan, lr, weight_decay, overrides, given)
-        super().__init__(
-            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
-        )
+        mode = weight_decay_mode or "decoupled"
+        super().__init__(groups, lr, weight_decay, weight_decay_mode=mode, maximize=maximize, nonfinite=nonfinite)

@@ -9,15 +9,15 @@ which only matrix rules have, maps a batch of matrices to a batch of updates, an
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from orthoopt.rules._options import matches, spell
+from orthoopt.rules._options import choices, matches, spell
 from orthoopt.scale import DEFAULT_SCALE
+from orthoopt.spelling import near
 
 Options: TypeAlias = Mapping[str, Any]
 State: TypeAlias = dict[str, Any]
@@ -169,7 +169,8 @@ class Rule:
         for name in self.defaults:
             value, allowed = options[name], self.hints[name]
             if not matches(value, allowed):
-                raise ValueError(f"option {name}={value!r} of rule {self.name!r}{place} must be {spell(allowed)}")
+                hint = near(value, choices(allowed)).removesuffix(".")
+                raise ValueError(f"option {name}={value!r} of rule {self.name!r}{place} must be {spell(allowed)}{hint}")
         try:
             self.check(options)
         except ValueError as error:
@@ -180,11 +181,10 @@ class Rule:
         known = [*self.defaults, *also]
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
                 place = f" ({where})" if where else ""
                 raise TypeError(
-                    f"rule {self.name!r}{place} has no option {name!r}{hint} Its options: {', '.join(self.defaults)}"
+                    f"rule {self.name!r}{place} has no option {name!r}{near(name, known)} "
+                    f"Its options: {', '.join(self.defaults)}"
                 )
 
 
@@ -215,7 +215,5 @@ def get(name: str) -> Rule:
         ValueError: there is none; the message lists those there are.
     """
     if name not in _RULES:
-        near = difflib.get_close_matches(str(name), _RULES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown rule {name!r}{hint} Known rules: {', '.join(names())}")
+        raise ValueError(f"unknown rule {name!r}{near(name, _RULES)} Known rules: {', '.join(names())}")
     return _RULES[name]

@@ -55,6 +55,19 @@ def matches(value: Any, allowed: Any) -> bool:
     return isinstance(value, allowed)
 
 
+def choices(allowed: Any) -> list[str]:
+    """The strings that a type annotation lists."""
+    if typing.get_origin(allowed) is Literal:
+        return list(typing.get_args(allowed))
+    return [name for option in typing.get_args(allowed) for name in choices(option)]
+
+
+def check_nonnegative(name: str, value: Any, where: str) -> None:
+    """Raise ValueError unless the value is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"{where}: {name} must be a number of at least 0, got {value!r}")
+
+
 def spell(allowed: Any) -> str:
     """A type annotation in words."""
     origin = typing.get_origin(allowed)

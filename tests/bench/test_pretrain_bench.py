@@ -21,7 +21,7 @@ words = sys.argv[2:]
 options = dict(zip(words[::2], words[1::2]))
 here = pathlib.Path(__file__).parent
 mistakes = json.loads((here / "mistakes.json").read_text())
-plan, lr, seed = options["--plan"], float(options["--learning_rate"]), int(options["--seed"])
+plan, lr, seed = pathlib.Path(options["--plan"]).stem, float(options["--learning_rate"]), int(options["--seed"])
 with open(here / "calls.txt", "a") as calls:
     calls.write(f"{plan} {lr} {seed}\\n")
 if mistakes.get("fails") == plan:
@@ -129,6 +129,42 @@ def test_finished_runs_are_kept_for_the_same_settings_alone(lab: Lab, capsys) ->
     assert capsys.readouterr().out.count("(kept)") == made
     assert lab.run(*words, "--max_steps", "7") == 0
     assert len(lab.calls) == 2 * made
+
+
+def test_a_plan_file_is_an_arm_and_its_content_decides_which_runs_are_kept(lab: Lab, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(lab.root)
+    path = Path("plans") / "symmetry.yaml"  # the fake recipe's best learning rate is found by this name
+    path.parent.mkdir()
+    path.write_text("base: symmetry\noptions: {momentum: 0.9}\n")
+    words = ["--quick", "--plans", f"adamw,{path}+embedding_x10", "--points", "3", "--seeds", "1"]
+    assert lab.run(*words) == 0
+    arm = lab.result["plans"][f"{path}+embedding_x10"]
+    assert arm["best_learning_rate"] == 1.6e-2 and arm["plan"] == str(path)
+    assert arm["plan_file"]["base"] == "symmetry" and arm["plan_file"]["roles"]["attention"]["momentum"] == 0.9
+    assert lab.result["plans"]["adamw"]["plan_file"] is None
+    made = len(lab.calls)
+    path.write_text("# a comment decides nothing\nbase: symmetry\noptions: {momentum: 0.9}\n")
+    assert lab.run(*words) == 0 and len(lab.calls) == made
+    path.write_text("base: symmetry\noptions: {momentum: 0.8}\n")
+    assert lab.run(*words) == 0
+    again = lab.calls[made:]
+    assert again and all(call.startswith("symmetry ") for call in again)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        lab.run("--plans", "plans/symetry.yaml")
+    assert "no plan file plans/symetry.yaml; did you mean 'symmetry.yaml'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["base: muon", "base: ["])
+def test_a_plan_file_that_changes_while_the_bench_runs_stops_it(tmp_path: Path, monkeypatch, change: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: adamw")
+    arm = parse_arm(str(path))
+    path.write_text(change)
+    runner = Runner(tmp_path, "default", {}, [], "", 1, 1, (sys.executable, "-c", "pass"))
+    with pytest.raises(BenchError, match="plan file.* changed while the bench ran"):
+        runner.run(Run(arm, 1e-3, 0))
+    assert not list(tmp_path.rglob("finished.json"))
 
 
 def test_an_interrupted_bench_goes_on_where_it_stopped(lab: Lab, capsys) -> None:

@@ -46,6 +46,41 @@ def test_each_plan_has_its_learning_rate_unless_one_is_given(config) -> None:
         parse([config, "--plan", "symmetry"])
 
 
+def test_a_plan_file_is_read_once_and_has_its_bases_learning_rate(config, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / "sub" / "own.yaml"
+    path.write_text("base: adamw\npatterns: [{match: embed, lr_multiplier: 10}]")
+    arguments = parse([config, "--plan", "sub/own.yaml"])
+    path.write_text("base: muon")
+    assert arguments.plan.base == "adamw" and arguments.plan.overrides == (("embed", {"lr_multiplier": 10}),)
+    assert arguments.plan_name == "own.yaml" and arguments.learning_rate == 0.002
+    assert parse([config, "--plan", "sub/own.yaml", "--learning_rate", "3e-4"]).learning_rate == 3e-4
+    rates = '{"sub/own.yaml": 0.5, "muon": 0.1}'
+    assert parse([config, "--plan", "sub/own.yaml", "--plan_learning_rates", rates]).learning_rate == 0.5
+    path.write_text("base: root")
+    with pytest.raises(RecipeError, match="no learning rate for plan 'sub/own.yaml' or its base 'root': give --learn"):
+        parse([config, "--plan", "sub/own.yaml"])
+    assert parse(["--plan", "muon"]).plan == parse(["--plan", "muon"]).plan_name == "muon"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: muonn", "--plan: 'base' of own.yaml: unknown plan 'muonn'; did you mean 'muon'"),
+        ("base: muon\noptions: {ns_step: 3}", "--plan: no rule of own.yaml has an option 'ns_step'; did you mean"),
+        (None, "--plan: no plan file own.yaml"),
+    ],
+)
+def test_a_wrong_plan_file_is_named(tmp_path, monkeypatch, text, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        parse(["--plan", "own.yaml"])
+    assert str(caught.value).startswith(message)
+
+
 def test_overrides_of_the_model_merge_and_go_with_their_model(config) -> None:
     assert parse([config]).model_overrides == {"hidden_size": 64, "num_hidden_layers": 3}
     merged = parse([config, "--model_overrides", "num_hidden_layers=2,rms_norm_eps=1e-5"]).model_overrides

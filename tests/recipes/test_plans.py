@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orthoopt import plans
+from orthoopt import load_plan, plans
 from orthoopt.recipes import pretrain
 from orthoopt.recipes.arguments import parse
 
@@ -34,6 +34,59 @@ def test_every_plan_trains_and_resumes(plan: str, sandbox, tmp_path, capfd) -> N
     assert pretrain.main(sandbox.flags(parts, *short, "--resume_from_checkpoint", str(checkpoint))) == 0
     ends = [json.loads((folder / "results.json").read_text())["eval_loss"] for folder in (whole, parts)]
     assert ends[0] == ends[1]
+
+
+PLAN = "base: symmetry\nroles: {router: {rule: adamw}}\npatterns: [{match: lm_head|embed, rule: adamw, lr: 1e-3}]\n"
+
+
+def test_a_plan_file_trains_and_is_kept_with_the_run(sandbox, tmp_path, capsys, monkeypatch) -> None:
+    """Its content is recorded; a run goes on with the same content from anywhere, and with another one not at all."""
+    monkeypatch.chdir(tmp_path)
+    path = Path("mine.yaml")
+    path.write_text(PLAN)
+    short = ("--generate_sample", "false", "--save_final", "false", "--eval_strategy", "no")
+    flags = sandbox.flags(tmp_path / "run", *short)
+    assert pretrain.main([*flags, "--plan", "mine.yaml"]) == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["plan"] == "mine.yaml" and run["plan_file"]["text"] == PLAN
+    assert run["plan_file"]["patterns"] == [{"match": "lm_head|embed", "rule": "adamw", "lr": 1e-3}]
+    routing = {item["name"]: item for item in run["routing"]}
+    assert routing["model.embed_tokens.weight"]["rule"] == "adamw"
+    assert routing["model.embed_tokens.weight"]["lr"] == 1e-3
+    assert routing["model.layers.0.mlp.up_proj.weight"]["rule"] == "spectral"
+    kept = tmp_path / "run" / "resolved_plan.yaml"
+    assert load_plan(kept).plan == load_plan(path).plan and load_plan(kept).overrides == load_plan(path).overrides
+    ends = json.loads((tmp_path / "run" / "results.json").read_text())["eval_loss"]
+    # The kept file does what the file did, in another folder and under another name.
+    again = sandbox.flags(tmp_path / "again", *short, "--resume_from_checkpoint", str(tmp_path / "run/checkpoint-8"))
+    assert pretrain.main([*again, "--plan", str(kept), "--learning_rate", str(run["learning_rate"])]) == 0
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["eval_loss"] == ends
+    capsys.readouterr()
+    changes = {
+        PLAN.replace("1e-3", "2e-3"): "mine.yaml has other patterns than when",
+        PLAN.replace("{rule: adamw}}", "{momentum: 0.5}}"): "mine.yaml has other roles than when",
+    }
+    before = (tmp_path / "run" / "run.json").read_bytes(), kept.read_bytes()
+    for text, message in changes.items():
+        path.write_text(text)
+        assert pretrain.main([*flags, "--plan", "mine.yaml", "--resume_from_checkpoint", "auto"]) == 2
+        error = capsys.readouterr().err
+        assert (
+            message in error
+            and f"The plan of then: --plan {kept} --learning_rate 0.006" in error
+            and error.count("\n") == 1
+        )
+    assert pretrain.main([*flags, "--plan", "symmetry", "--resume_from_checkpoint", "auto"]) == 2
+    assert "plan 'mine.yaml', this run has 'symmetry'" in capsys.readouterr().err
+    assert before == ((tmp_path / "run" / "run.json").read_bytes(), kept.read_bytes())
+
+
+def test_a_plan_file_that_does_not_fit_the_model_is_named(sandbox, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("base: muon\npatterns: [{match: lm_haed, rule: adamw}]")
+    assert pretrain.main(sandbox.flags(tmp_path / "run", "--plan", "mine.yaml")) == 2
+    error = capsys.readouterr().err
+    assert "pattern 1 'lm_haed' of mine.yaml matches no parameter" in error and error.count("\n") == 1
 
 
 def test_every_plan_has_a_learning_rate_in_the_default_config() -> None:
