@@ -42,6 +42,13 @@ def bias(candidate: Candidate) -> Verdict | None:
     return Verdict("vector", "vector", f"{owner_words(candidate)} bias{per_expert}")
 
 
+def norm(candidate: Candidate) -> Verdict | None:
+    """Gains of norms, also those with one row a head."""
+    if candidate.owner is None or not naming.is_norm(type(candidate.owner).__name__):
+        return None
+    return Verdict("vector", "vector", f"gain of {owner_words(candidate)}")
+
+
 def position(candidate: Candidate) -> Verdict | None:
     """Tables of positions and learned tokens: their rows are not the entries of a vocabulary."""
     table = candidate.leaf == "weight" and (_is_embedding(candidate) or not candidate.modules)
@@ -187,6 +194,7 @@ def nothing_known(candidate: Candidate) -> Verdict | None:
 DECISIONS: tuple[Callable[[Candidate], Verdict | None], ...] = (
     adapter,
     bias,
+    norm,
     position,
     raw,
     state_space,

@@ -28,7 +28,7 @@ def names(text: str) -> frozenset[str]:
 
 EMBEDDINGS = names("wte embed_tokens embed_in tok_embeddings token_embedding_table shared")
 HEADS = names("lm_head lm_heads head dist_head head_dist classifier score embed_out output_layer logits qa_outputs")
-ROUTERS = names("gate router shared_expert_gate gating gate_network")
+ROUTERS = names("gate router router_gate shared_expert_gate gating gate_network")
 STATE_SPACE = names("A_log A_logs D Ds dt_bias time_decay time_first time_faaaa")
 
 ATTENTION = names(
@@ -106,6 +106,11 @@ def is_lora(path: Sequence[str]) -> bool:
 def is_bias(leaf: str) -> bool:
     """Whether a parameter of this name is a bias, of any number of dimensions."""
     return leaf == "bias" or leaf.endswith(("_bias", "_biases")) or leaf.startswith("bias_")
+
+
+def is_norm(kind: str) -> bool:
+    """Whether a class of this name is a norm: ``RMSNorm``, ``BatchNorm2d``, ``RMSNormGated``; not ``NormedLinear``."""
+    return re.search(r"Norm(\d\w?|Gated)?$", kind) is not None
 
 
 def is_state_space(leaf: str) -> bool:

@@ -273,6 +273,19 @@ def test_fused_attention_by_what_its_module_says(
         assert "seen as one matrix" in entry.reason
 
 
+def test_gains_of_norms_may_have_a_row_a_head_and_layers_with_norm_in_their_names_are_none() -> None:
+    class HeadNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 8))
+
+    class NormedLinear(nn.Linear):
+        pass
+
+    listed = by_name(roles(nn.ModuleDict({"q_norm": HeadNorm(), "value": NormedLinear(6, 4)})))
+    assert listed["q_norm.weight"].role == "vector" and listed["value.weight"].role == "attention"
+
+
 def test_mamba_inputs_are_split_only_where_the_order_is_known() -> None:
     known = fused(named_class("MambaMixer"), "in_proj", 16, 4, intermediate_size=8)
     assert (known.role, known.view) == ("hidden", "split(8,8)")
