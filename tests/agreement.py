@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -64,7 +65,7 @@ def _kind(role: str, seen: Evidence) -> Iterable[str]:
     thick = [use for use in seen.maps if min(use.sides) >= 2]
     if role in ("vector", "unknown") and thick and not seen.lookups:
         rows, cols = thick[0].sides
-        yield f"is a linear map from {cols} to {rows} features ({thick[0].site})"
+        yield f"is a linear map from {cols} to {rows} features ({thick[0].site}), as in {fitting_view(thick[0])}"
     chooses = [use for use in seen.maps if use.chooses and not use.logits]
     if chooses and min(chooses[0].sides) >= 2 and role != "router":
         yield f"makes scores that are sorted ({chooses[0].site}), so it is router"
@@ -79,27 +80,64 @@ def _orientation(entry: ParameterRole, use: Linear) -> Iterable[str]:
 
 
 def _pieces(view: str, use: Linear) -> Iterable[str]:
-    """No matrix of the view may hold rows that the pass keeps apart, and no piece of the pass may be cut by a split.
+    """No matrix of the view holds features that the pass keeps apart, and no split cuts what it keeps together.
 
     Matrices are compared one by one, since heads and experts may stand apart or as one stack.
     """
+    stacks = view_features(view, use)
     used = frozenset().union(*use.pieces)
-    given = [[matrix & used for matrix in stack] for stack in view_rows(view, use)]
-    mixed = any(not any(matrix <= piece for piece in use.pieces) for stack in given for matrix in stack if matrix)
-    cut = any(not any(piece <= frozenset().union(*stack) for stack in given) for piece in use.pieces)
+    matrices = [matrix for stack in stacks for matrix in stack]
+    mixed = any(not any(rows & used <= piece for piece in use.pieces) for rows, _ in matrices if rows & used)
+    mixed |= any(not any(cols <= block for block in use.blocks) for _, cols in matrices)
+    cut = any(not any(piece <= frozenset().union(*(r for r, _ in stack)) for stack in stacks) for piece in use.pieces)
     if mixed or cut:
-        sizes = ", ".join(_words(piece) for piece in sorted(use.pieces, key=min))
-        yield f"has outputs that go apart as rows {sizes} ({use.site})"
+        fitting = f" ({use.site}), as in {fitting_view(use) or 'no view'}"
+        if len(use.pieces) > 1 or cut:
+            yield f"has outputs that go apart as rows {_listed(use.pieces)}{fitting}"
+        else:
+            yield f"has inputs that are read apart as columns {_listed(use.blocks)}{fitting}"
 
 
-def view_rows(view: str, use: Linear) -> list[list[frozenset[int]]]:
-    """The rows of the linear map that the view's matrices hold, for each piece the matrices of its stack."""
+def view_features(view: str, use: Linear) -> list[list[tuple[frozenset[int], frozenset[int]]]]:
+    """The output and input features of the matrices that the view has, for each piece those of its stack."""
     entries = torch.arange(math.prod(use.shape)).view(use.shape)
     found = []
     for piece in parse_view(view).pieces(entries):
-        rows = use.rows(torch.unravel_index(piece, use.shape))
-        found.append([frozenset(matrix.unique().tolist()) for matrix in rows.reshape(-1, *rows.shape[-2:])])
+        coordinates = torch.unravel_index(piece.reshape(-1, *piece.shape[-2:]), use.shape)
+        sides = zip(use.rows(coordinates), use.cols(coordinates), strict=True)
+        found.append([tuple(frozenset(side.unique().tolist()) for side in both) for both in sides])
     return found
+
+
+def fitting_view(use: Linear) -> str | None:
+    """The view that cuts where the pass does; None when no chain of known steps does."""
+    rest = tuple(range(1, len(use.shape)))
+    if use.in_out is not None:
+        ends = ["transpose"] if use.in_out else []
+    elif rest in (use.inputs, use.outputs):
+        ends = ["flatten"] if rest == use.inputs else ["flatten", "transpose"]
+    else:
+        return None
+    if len(use.blocks) > 1:
+        return " ".join([f"heads({len(use.blocks)})", *ends]) if use.in_out else f"heads_in({len(use.blocks)})"
+    count = len(use.pieces)
+    kinds = [next((i for i, piece in enumerate(use.pieces) if row in piece), -1) for row in range(use.sides[0])]
+    runs = [(kind, len(list(run))) for kind, run in itertools.groupby(kinds)]
+    repeats, left = divmod(len(runs), max(count, 1))
+    if count <= 1:
+        return " ".join(ends) or "matrix"
+    if left or runs != runs[:count] * repeats:
+        return None
+    sizes = [size for _, size in runs[:count]]
+    if set(sizes) == {1}:
+        return " ".join([*ends, f"interleave({count})"])
+    if repeats == 1 and count > 4 and len(set(sizes)) == 1:
+        return " ".join([*ends, f"heads({count})"])
+    return " ".join([*ends, *[f"heads({repeats})"] * (repeats > 1), f"split({','.join(map(str, sizes))})"])
+
+
+def _listed(pieces: list[frozenset[int]]) -> str:
+    return ", ".join(_words(piece) for piece in sorted(pieces, key=min))
 
 
 def _words(rows: frozenset[int]) -> str:

@@ -20,13 +20,12 @@ every linear map that is made from them. What an operation does with a label is 
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from evidence import Evidence, Linear, Meetings
 from shadow import (
     COMPUTED,
     NOTHING,
@@ -42,8 +41,6 @@ from shadow import (
 )
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-
-Axes = tuple[int, ...]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -64,71 +61,6 @@ _NEW = _names("new_empty new_zeros new_ones new_full empty_like zeros_like ones_
 _CHOICES = _names("topk sort argmax")
 
 
-@dataclass(eq=False)
-class Linear:
-    """One parameter as the weight of a linear map."""
-
-    name: str
-    outputs: Axes  # the axes of the parameter that run along the map's outputs
-    inputs: Axes
-    shape: tuple[int, ...]
-    site: str
-    convolution: bool = False
-    depthwise: bool = False
-    chooses: bool = False  # its outputs arrive at topk, sort or argmax
-    picked: bool = False  # some of its outputs are picked by a gather
-    logits: bool = False
-    pieces: list[frozenset[int]] = field(default_factory=list)  # rows that are used together
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """How many output and input features the map has."""
-        return (
-            math.prod(self.shape[axis] for axis in self.outputs),
-            math.prod(self.shape[axis] for axis in self.inputs),
-        )
-
-    def rows(self, coordinates: Sequence[Tensor]) -> Tensor:
-        """Which output the entries of these coordinates, one tensor for each axis, belong to."""
-        found = torch.zeros_like(coordinates[0])
-        for axis in self.outputs:
-            found = found * self.shape[axis] + coordinates[axis]
-        return found
-
-    @property
-    def in_out(self) -> bool | None:
-        """Whether the parameter is stored (in, out); None where its axes are not two."""
-        if len(self.outputs) != 1 or len(self.inputs) != 1:
-            return None
-        return self.outputs[0] > self.inputs[0]
-
-
-@dataclass
-class Evidence:
-    """What the pass did with one parameter."""
-
-    name: str
-    linear: list[Linear] = field(default_factory=list)
-    lookups: set[tuple[str, str]] = field(default_factory=set)  # ("input ids" or "positions" or "other", site)
-    entrywise: set[tuple[str, str]] = field(default_factory=set)  # (operation, site)
-    other: set[tuple[str, str]] = field(default_factory=set)  # operations that nothing here knows
-
-    @property
-    def maps(self) -> list[Linear]:
-        """Its uses as a linear map that mixes features."""
-        return [use for use in self.linear if not use.depthwise]
-
-    @property
-    def by_input_ids(self) -> bool:
-        """Whether it was looked up by the input ids."""
-        return any(by == "input ids" for by, _ in self.lookups)
-
-    @property
-    def used(self) -> bool:
-        """Whether anything happened to it at all."""
-        return bool(self.linear or self.lookups or self.entrywise or self.other)
-
-
 def watch(
     model: nn.Module, input_ids: Tensor, call: Callable[[], Any], logits: Callable[[Any], Tensor] | None = None
 ) -> dict[str, Evidence]:
@@ -144,54 +76,6 @@ def watch(
     return witness.evidence
 
 
-class _Meetings:
-    """Which rows of which linear maps have met: a partition of all rows of all maps."""
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []  # of each map's rows, in the two below
-        self.piece = torch.zeros(0, dtype=torch.int64)
-        self.used = torch.zeros(0, dtype=torch.bool)
-
-    def add(self, rows: int) -> None:
-        """Another map, with this many rows."""
-        start = len(self.piece)
-        self.starts.append(start)
-        self.piece = torch.cat([self.piece, torch.arange(start, start + rows)])
-        self.used = torch.cat([self.used, torch.zeros(rows, dtype=torch.bool)])
-
-    def _places(self, labels: Tensor) -> Tensor:
-        return torch.tensor(self.starts)[owner_of(labels)] + index_of(labels)
-
-    def _join(self, places: Tensor) -> None:
-        pieces = self.piece[places].unique()
-        if len(pieces) > 1:
-            self.piece[torch.isin(self.piece, pieces)] = pieces[0]
-
-    def together(self, labels: Tensor | None) -> None:
-        """These features are taken together: the rows of each map among them have met."""
-        if labels is not None and features(labels).any():
-            found = labels[features(labels)].unique()
-            places = self._places(found)
-            self.used[places] = True
-            for owner in owner_of(found).unique():
-                self._join(places[owner_of(found) == owner])
-
-    def one_by_one(self, first: Tensor, second: Tensor) -> None:
-        """These features are added: each of the first is one with its counterpart."""
-        pairs = torch.stack([self._places(first), self._places(second)]).unique(dim=1)
-        for pair in pairs[:, self.piece[pairs[0]] != self.piece[pairs[1]]].T:
-            self._join(pair)
-
-    def pieces(self, number: int, rows: int) -> list[frozenset[int]]:
-        """The rows of a map that were used, by piece."""
-        start = self.starts[number]
-        piece = self.piece[start : start + rows]
-        used = torch.isin(
-            piece, self.piece[self.used]
-        )  # taken as a whole themselves, or through what they are one with
-        return [frozenset((piece == p).nonzero().flatten().tolist()) for p in piece[used].unique()]
-
-
 class _Witness(TorchDispatchMode):
     def __init__(self, model: nn.Module, input_ids: Tensor) -> None:
         super().__init__()
@@ -200,7 +84,7 @@ class _Witness(TorchDispatchMode):
         self.shapes: list[tuple[int, ...]] = []
         self.input_ids = input_ids.flatten()
         self.uses: list[Linear] = []
-        self.meetings = _Meetings()
+        self.rows, self.cols = Meetings(), Meetings()
         for owner, (name, param) in enumerate(model.named_parameters()):
             self.names.append(name)
             self.shapes.append(tuple(param.shape))
@@ -228,16 +112,17 @@ class _Witness(TorchDispatchMode):
                 self.shadow.write(tensor, None)
             return out
         result: Tensor | None = None
-        if base in _MOVES:
-            result = self._move(func, base, args, kwargs, labels, given)
+        adds = base == "index_put" and (kwargs.get("accumulate") or args[3:4] == (True,))
+        if base in _MOVES and not adds:
+            result = self._move(func, base, args, labels, given)
         elif base in _PRODUCTS:
-            result = self._product(args, labels, made)
+            result = self._product(args, labels, made[0])
         elif base == "convolution":
-            result = self._convolution(args, labels, made)
+            result = self._convolution(args, labels, made[0])
         elif base == "embedding":
             self._lookup(labels[0], given[1])
         elif torch.Tag.pointwise in func.tags:
-            result = self._pointwise(base, labels, given, made)
+            result = self._pointwise(base, labels, given, made[0])
         else:
             self._whole(base, labels)
             if base in _KEEPS_SHAPE and labels[0] is not None and features(labels[0]).any():
@@ -251,24 +136,28 @@ class _Witness(TorchDispatchMode):
     def close(self, logits: Tensor) -> None:
         """The pass is over: its result is used as a whole."""
         labels = self.shadow.read(logits)
-        self.meetings.together(labels)
+        self.rows.together(labels)
         for use in self._maps(labels):
             use.logits = True
         for number, use in enumerate(self.uses):
-            use.pieces = self.meetings.pieces(number, use.sides[0])
+            use.pieces, use.blocks = self.rows.pieces(number), self.cols.pieces(number)
 
     def _maps(self, labels: Tensor | None) -> list[Linear]:
         """The linear maps that have features among these labels."""
         return [] if labels is None else [self.uses[o] for o in owner_of(labels[features(labels)]).unique().tolist()]
 
-    def _by_parameter(self, labels: Tensor | None) -> list[str]:
+    def _parameters(self, labels: Tensor | None) -> list[str]:
         if labels is None:
             return []
         return [self.names[owner] for owner in owner_of(labels[entries(labels)]).unique().tolist()]
 
+    def _entrywise(self, labels: Tensor | None, operation: str) -> None:
+        for parameter in self._parameters(labels):
+            self.evidence[parameter].entrywise.add((operation, _site()))
+
     def _together(self, labels: list[Tensor | None]) -> None:
         for label in labels:
-            self.meetings.together(label)
+            self.rows.together(label)
 
     def _whole(self, name: str, labels: list[Tensor | None]) -> None:
         """An operation that takes its operands as wholes."""
@@ -276,12 +165,12 @@ class _Witness(TorchDispatchMode):
         for label in labels:
             for use in self._maps(label):
                 use.chooses |= name in _CHOICES
-            for parameter in self._by_parameter(label):
+            for parameter in self._parameters(label):
                 seen = self.evidence[parameter]
                 (seen.entrywise if name in _NORMS else seen.other).add((name, _site()))
 
     def _lookup(self, table: Tensor | None, indices: Tensor) -> None:
-        for parameter in self._by_parameter(table):
+        for parameter in self._parameters(table):
             self.evidence[parameter].lookups.add((self._kind_of(indices), _site()))
 
     def _kind_of(self, indices: Tensor) -> str:
@@ -292,9 +181,7 @@ class _Witness(TorchDispatchMode):
             return "input ids"
         return "other"
 
-    def _move(
-        self, func: Any, name: str, args: Any, kwargs: Any, labels: list[Tensor | None], given: list[Tensor]
-    ) -> Tensor | None:
+    def _move(self, func: Any, name: str, args: Any, labels: list[Tensor | None], given: list[Tensor]) -> Tensor | None:
         table = labels[0]
         indexed = name in ("index", "index_select", "gather", "_unsafe_index") and table is not None
         if indexed and entries(table).any() and table.ndim <= 2:
@@ -303,46 +190,36 @@ class _Witness(TorchDispatchMode):
         if name == "gather":
             for use in self._maps(table):
                 use.picked = True
+        if name in ("tril", "triu") or (name == "scatter" and not isinstance(args[-1], Tensor)):
+            return labels[0]  # numbers written over features keep the label of what they replace
+        if name in ("copy", "_to_copy", "clone"):
+            source = labels[1] if name == "copy" else labels[0]
+            return torch.full((), NOTHING) if source is None else source.expand(given[0].shape)
+        if name == "constant_pad_nd":
+            return func(labels[0], args[1], NOTHING)
         shadows = iter(
             [torch.full(t.shape, NOTHING) if label is None else label for t, label in zip(given, labels, strict=True)]
         )
-        moved = frozenset({"index", "index_select", "gather", "masked_select", "repeat_interleave", "_unsafe_index"})
 
-        def swap(value: Any, keep: bool = False) -> Any:
+        def swap(value: Any) -> Any:
+            """The labels instead of the numbers, but indices and masks as they are."""
             if isinstance(value, Tensor):
                 shadow = next(shadows)
-                is_index = value.dtype in (torch.bool, torch.int64, torch.int32) and keep
-                return value if is_index else shadow
-            if isinstance(value, list | tuple):
-                return type(value)(swap(v, keep) for v in value)
-            return value
+                return shadow if value.is_floating_point() or value.is_complex() else value
+            return type(value)(map(swap, value)) if isinstance(value, list | tuple) else value
 
-        first = swap(args[0])
-        keep = name in moved or name.startswith(("index", "_index", "scatter", "take"))
-        rest = [swap(value, keep) for value in args[1:]]
-        options = {key: swap(value, keep) for key, value in kwargs.items() if key in ("accumulate", "memory_format")}
-        if name in ("copy", "_to_copy", "clone"):
-            source = rest[0] if name == "copy" else first
-            return source if source.shape == given[0].shape else source.expand(given[0].shape)
-        if name == "constant_pad_nd":
-            rest = [rest[0], NOTHING]
-        if name in ("tril", "triu") or (name == "scatter" and not isinstance(args[-1], Tensor)):
-            return first  # numbers written over features keep the label of what they replace
-        return func(first, *rest, **options)
+        return func(*swap(args))
 
-    def _pointwise(
-        self, name: str, labels: list[Tensor | None], given: list[Tensor], made: list[Tensor]
-    ) -> Tensor | None:
-        shape = made[0].shape
-        kept = torch.full(shape, NOTHING)
+    def _pointwise(self, name: str, labels: list[Tensor | None], given: list[Tensor], made: Tensor) -> Tensor:
+        """The labels of an operation entry by entry: features stay features."""
+        kept = torch.full(made.shape, NOTHING)
         for tensor, label in zip(given, labels, strict=True):
             if label is None:
                 continue
-            for parameter in self._by_parameter(label):
-                self.evidence[parameter].entrywise.add((name, _site()))
-            if tensor.numel() != made[0].numel():  # scaled or normalised weights are still the weights, gains are not
+            self._entrywise(label, name)
+            if tensor.numel() != made.numel():  # scaled or normalised weights are still the weights, gains are not
                 label = torch.where(entries(label), NOTHING, label)
-            kept = self._two(name, kept, label.expand(shape))
+            kept = self._two(name, kept, label.expand(made.shape))
         return kept
 
     def _two(self, name: str, first: Tensor, second: Tensor) -> Tensor:
@@ -350,7 +227,7 @@ class _Witness(TorchDispatchMode):
         both = features(first) & features(second)
         sums = both & ~gated(first) & ~gated(second) & (name in _SUMS)
         if sums.any():
-            self.meetings.one_by_one(first[sums], second[sums])
+            self.rows.one_by_one(first[sums], second[sums])
         apart = both & ~sums
         if apart.any():
             self._together([torch.where(apart, label, NOTHING) for label in (first, second)])
@@ -361,81 +238,66 @@ class _Witness(TorchDispatchMode):
             kept = torch.where(any_computed & features(kept), gate(kept), kept)
         return torch.where(apart | (any_computed & ~features(kept)), COMPUTED, kept)
 
-    def _product(self, args: Any, labels: list[Tensor | None], made: list[Tensor]) -> Tensor | None:
+    def _product(self, args: Any, labels: list[Tensor | None], made: Tensor) -> Tensor | None:
+        """The labels of a matrix product: features of the operand that is a weight, if one is."""
         operands = [a for a in args if isinstance(a, Tensor)]
-        is_sum = len(operands) == 3 and operands[2].is_floating_point()
-        left = 1 if is_sum else 0
-        if is_sum:
-            for parameter in self._by_parameter(labels[0]):
-                self.evidence[parameter].entrywise.add(("add", _site()))
+        left = 1 if len(operands) == 3 and operands[2].is_floating_point() else 0  # addmm: the first is added
+        if left:
+            self._entrywise(labels[0], "add")
         self._together(labels)
-        sides = [labels[left], labels[left + 1]]
-        weights = [label is not None and bool(entries(label).all()) for label in sides]
-        if sum(weights) != 1:
+        sides = labels[left : left + 2]
+        weights = [label for label in sides if label is not None and bool(entries(label).all())]
+        if len(weights) != 1 or len(owner_of(weights[0]).unique()) > 1:
             for label in sides:
-                for parameter in self._by_parameter(label):
+                for parameter in self._parameters(label):
                     self.evidence[parameter].other.add(("product", _site()))
             return None
-        on_left = weights[0]
-        weight = sides[0] if on_left else sides[1]
-        assert weight is not None
-        if on_left:
-            weight = weight.mT if weight.ndim > 1 else weight
-        matrix = weight if weight.ndim > 1 else weight[:, None]  # (..., in, out)
-        use, rows = self._map(matrix)
-        if use is None or rows is None:
-            return None
-        made_labels = feature_labels(use, rows)
+        weight, on_left = weights[0], weights[0] is sides[0]
         if weight.ndim == 1:
-            return made_labels.reshape(()).expand(made[0].shape)
-        if matrix.ndim == 3 and made[0].ndim == 2:  # grouped: the same rows for each group
-            return made_labels[0].expand(made[0].shape)
-        if on_left:
-            turned = made_labels.unsqueeze(-1)
-            return turned.expand(made[0].shape) if made[0].ndim >= 2 else made_labels
-        return made_labels.unsqueeze(-2).expand(made[0].shape)
+            weight = weight[None, :] if on_left else weight[:, None]
+        number, rows = self._map(weight.mT if on_left else weight)
+        found = feature_labels(number, rows)
+        if operands[left + 1 - on_left].ndim == 1:  # a vector: one number for each row of the weight
+            return found.reshape(made.shape)
+        if found.ndim == made.ndim:  # grouped: (experts, in, out) for (tokens, in), every expert has the same rows
+            found = found[0]
+        return (found.unsqueeze(-1) if on_left else found.unsqueeze(-2)).expand(made.shape)
 
-    def _map(self, matrix: Tensor, convolution: bool = False, depthwise: bool = False) -> tuple[int | None, Any]:
+    def _map(self, matrix: Tensor, convolution: bool = False, depthwise: bool = False) -> tuple[int, Tensor]:
         """The linear map with these entries as its matrix (..., in, out): its number, and the row of each output."""
-        owners = owner_of(matrix).unique()
-        if len(owners) > 1:
-            for parameter in self._by_parameter(matrix):
-                self.evidence[parameter].other.add(("product", _site()))
-            return None, None
-        owner = int(owners)
-        shape = self.shapes[owner]
+        owner = int(owner_of(matrix.flatten()[0]))
+        name, shape = self.names[owner], self.shapes[owner]
         coordinates = torch.unravel_index(index_of(matrix), shape)
         outputs = tuple(a for a, c in enumerate(coordinates) if bool((c != c[..., :, :1]).any()))
         inputs = tuple(a for a, c in enumerate(coordinates) if bool((c != c[..., :1, :]).any()))
-        name = self.names[owner]
         numbers = {(use.name, use.outputs, use.inputs): number for number, use in enumerate(self.uses)}
         number = numbers.get((name, outputs, inputs), len(self.uses))
         if number == len(self.uses):
-            self.uses.append(Linear(name, outputs, inputs, shape, _site(), convolution, depthwise))
-            self.evidence[name].linear.append(self.uses[-1])
-            self.meetings.add(self.uses[-1].sides[0])
+            use = Linear(name, outputs, inputs, shape, _site(), convolution, depthwise)
+            self.uses.append(use)
+            self.evidence[name].linear.append(use)
+            self.rows.add(use.sides[0])
+            self.cols.add(use.sides[1])
+        self.cols.meet(number, self.uses[number].cols([c[..., :, 0] for c in coordinates]))
         return number, self.uses[number].rows([c[..., 0, :] for c in coordinates])
 
-    def _convolution(self, args: Any, labels: list[Tensor | None], made: list[Tensor]) -> Tensor | None:
-        tensors = [a for a in args[:3] if isinstance(a, Tensor)]
-        transposed, groups = args[6], args[8]
-        data, weight = labels[0], labels[1]
-        if len(tensors) == 3:
-            for parameter in self._by_parameter(labels[2]):
-                self.evidence[parameter].entrywise.add(("add", _site()))
-        channels = tensors[0].shape[1]
-        depthwise = groups == channels and groups > 1
+    def _convolution(self, args: Any, labels: list[Tensor | None], made: Tensor) -> Tensor | None:
+        """The labels of a convolution (data, weight, bias, ...): features by channel."""
+        transposed, groups, channels = args[6], args[8], args[0].shape[1]
+        data, weight = labels[:2]
+        if args[2] is not None:
+            self._entrywise(labels[2], "add")
         if weight is None or not bool(entries(weight).all()):
             self._together(labels)
             return None
-        flat = weight.flatten(1) if not transposed else weight.transpose(0, 1).flatten(1)
-        use, rows = self._map(flat.T, convolution=True, depthwise=depthwise)
-        if depthwise and made[0].shape[1] == channels:  # one filter for each feature: the features stay
-            return None if data is None else data[:, :, *([slice(0, 1)] * (data.ndim - 2))].expand(made[0].shape)
-        self.meetings.together(data)
-        if use is None or transposed:
-            return None
-        return feature_labels(use, rows).view(1, -1, *([1] * (made[0].ndim - 2))).expand(made[0].shape)
+        depthwise = groups == channels and groups > 1
+        kernels = weight.transpose(0, 1) if transposed else weight
+        number, rows = self._map(kernels.flatten(1).T, convolution=True, depthwise=depthwise)
+        rest = [1] * (made.ndim - 2)
+        if depthwise and made.shape[1] == channels:  # one filter for each feature: the features stay
+            return None if data is None else data[(..., *(slice(1),) * len(rest))].expand(made.shape)
+        self.rows.together(data)
+        return None if transposed else feature_labels(number, rows).view(1, -1, *rest).expand(made.shape)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
