@@ -42,8 +42,14 @@ def per_head(heads: Callable[[Any], int], count: int) -> View:
 
 # ---- queries, keys and values in one layer ----
 
-# x.split(self.split_size, dim=2) of a Conv1D's output: q, k, v; Conv1D multiplies by weight, stored (in, out).
-_enter("GPT2Attention Attention", "c_attn.weight", "attention", lambda m, s: f"transpose {blocks(*[s[1] // 3] * 3)}")
+# x.split(self.split_size, dim=2) of a Conv1D's output: q, k, v, and only k, v in GPT-2's cross attention; Conv1D
+# multiplies by its weight, stored (in, out).
+_enter(
+    "GPT2Attention Attention",
+    "c_attn.weight",
+    "attention",
+    lambda m, s: f"transpose {blocks(*[m.split_size] * (s[1] // m.split_size))}",
+)
 # multi_query: .split((self.embed_dim, self.kv_dim, self.kv_dim), dim=3); nn.Linear in spite of its name.
 # otherwise: .view(*, self.num_heads, 3 * self.head_dim) and .split(3 * [self.head_dim], dim=3).
 _enter(
