@@ -10,19 +10,17 @@ from torch import Tensor, nn
 # Their cross attention runs only when there is something to attend to.
 READ_AN_ENCODER = frozenset(
     [
-        "bart",
-        "bigbird_pegasus",
-        "blenderbot",
-        "blenderbot-small",
-        "marian",
-        "mbart",
-        "mvp",
-        "pegasus",
-        "plbart",
-        "prophetnet",
-        "trocr",
-        "musicgen",
-        "musicgen_melody",
+        *[
+            "bart",
+            "bigbird_pegasus",
+            "blenderbot",
+            "blenderbot-small",
+            "marian",
+            "mbart",
+            "musicgen",
+            "musicgen_melody",
+        ],
+        *["mvp", "pegasus", "plbart", "prophetnet", "trocr"],
     ]
 )
 # They draft one token from the hidden state, keys and values of the model they assist, and take no token ids.
@@ -50,7 +48,7 @@ def forward_arguments(name: str, model: nn.Module) -> dict[str, Any]:
         }
     ids = input_ids(model)
     more: dict[str, Any] = {}
-    if name in READ_AN_ENCODER:
+    if name in READ_AN_ENCODER or getattr(config, "add_cross_attention", False):
         width = getattr(config, "cross_attention_hidden_size", None) or config.hidden_size
         more["encoder_hidden_states"] = torch.randn(2, 5, width)
     if name == "whisper":

@@ -177,9 +177,9 @@ class _Witness(TorchDispatchMode):
         row = indices.reshape(-1, indices.shape[-1]) if indices.ndim else indices.reshape(1, 1)
         if row.shape[-1] > 1 and bool((row.diff(dim=-1) == 1).all()):
             return "positions"
-        if indices.numel() > 1 and bool(torch.isin(indices, self.input_ids).all()):
-            return "input ids"
-        return "other"
+        some = bool(torch.isin(indices, self.input_ids).all())  # one codebook's, of an audio decoder
+        more = bool(torch.isin(self.input_ids, indices).all())  # a prompt's, before them
+        return "input ids" if indices.numel() > 1 and (some or more) else "other"
 
     def _move(self, func: Any, name: str, args: Any, labels: list[Tensor | None], given: list[Tensor]) -> Tensor | None:
         table = labels[0]

@@ -4,73 +4,28 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from unittest import mock
 
 import architectures
 import models
 import pytest
 import torch
-from agreement import disagreements
-from forward_inputs import forward_arguments, input_ids
+from agreement import disagreements, fitting_view
+from architecture_sizes import EXCEPTIONS
+from forward_cases import DEEP_ROUTERS, NO_FORWARD, NONE, NOT_REACHED, ONE_MATRIX, QUICK, VARIANTS
+from forward_inputs import ASSISTANTS, forward_arguments, input_ids
 from forward_witness import Evidence, watch
 from torch import Tensor, nn
 
 from orthoopt.roles import ParameterRole, roles
 
-NONE = "(?!)"  # matches no name
-
-# Architectures that cannot run a forward pass on a CPU, with the reason.
-NO_FORWARD: dict[str, str] = {}
-
-# A few that have, together, every layout that is known: these run always, the rest with the slow tests.
-QUICK = [
-    "gpt2",
-    "llama",
-    "gemma3_text",
-    "phi3",
-    "gpt_neox",
-    "falcon",
-    "bloom",
-    "gpt_bigcode",
-    "codegen",
-    "mamba",
-    "mamba2",
-    "olmoe",
-    "gpt_oss",
-    "mixtral",
-    "deepseek_v3",
-    "qwen3_next",
-    "granitemoehybrid",
-    "opt",
-    "recurrent_gemma",
-    "rwkv",
-]
-
-# What a pass from text to logits does not reach, with the reason.
-NOT_REACHED = {
-    "fuyu": (r"model\.vision_embed_tokens\.", "reads images"),
-    "gemma3": (r"model\.(vision_tower|multi_modal_projector)\.", "reads images"),
-    "gemma3n": (r"model\.(vision_tower|audio_tower|embed_vision|embed_audio)\.", "reads images and sound"),
-    "git": (r"git\.(image_encoder|visual_projection)\.", "reads images"),
-    "got_ocr2": (r"model\.(vision_tower|multi_modal_projector)\.", "reads images"),
-    "moss_transcribe_diarize": (r"model\.(audio_tower|multi_modal_projector)\.", "reads sound"),
-    "phi4_multimodal": (r"model\.embed_tokens_extend\.", "reads images and sound"),
-    "xlnet": (r"transformer\.(mask_emb|layer\.\d+\.rel_attn\.(seg_embed|r_s_bias))", "only with targets, or two texts"),
-    "reformer": (r"lm_head\.bias", "the head's Linear has a bias of its own"),
-}
-
-# Where the pass keeps rows apart that are one matrix all the same: the view that is right, with the reason.
-ONE_MATRIX = {
-    "diffllama": (r".*\.v_proj\.weight", "matrix", "two attentions read the two halves of its heads"),
-    "zamba": (r".*\.in_proj\.weight", "interleave(2)", "a scan for each head of the gate and of x"),
-}
-
-# Where a router has layers before the one whose outputs are sorted.
-DEEP_ROUTERS = {"zaya": r".*\.mlp\.gate\.(down_proj|router_mlp\.fc[12])\.weight"}
+NAMES = [name for name in architectures.names("causal_lm") if name not in NO_FORWARD]
 
 
-def witness(name: str) -> tuple[list[ParameterRole], dict[str, Evidence]]:
+def witness(name: str, options: dict[str, Any] | None = None) -> tuple[list[ParameterRole], dict[str, Evidence]]:
     """What the classifier says of this architecture, and what a forward pass does."""
-    model = architectures.build(name, device="cpu").eval()
+    with mock.patch.dict(EXCEPTIONS, {name: {**EXCEPTIONS.get(name, {}), **(options or {})}}):
+        model = architectures.build(name, device="cpu").eval()
     with torch.no_grad():
         for param in model.parameters():  # some models leave weights unset that a checkpoint would bring
             param.normal_(0, 0.1)
@@ -78,8 +33,8 @@ def witness(name: str) -> tuple[list[ParameterRole], dict[str, Evidence]]:
     return roles(model), watch(model, input_ids(model), lambda: model(**arguments))
 
 
-def check(name: str) -> None:
-    listed, seen = witness(name)
+def check(name: str, options: dict[str, Any] | None = None) -> None:
+    listed, seen = witness(name, options)
     pattern, view, reason = ONE_MATRIX.get(name, (NONE, "", ""))
     inside = DEEP_ROUTERS.get(name, NONE)
     found = []
@@ -91,8 +46,10 @@ def check(name: str) -> None:
         else:
             found += disagreements([entry], seen)
     assert not found, "\n".join([f"{len(found)} disagreements:", *found])
+    assert name in ASSISTANTS or any(evidence.by_input_ids for evidence in seen.values())
+    assert any(use.logits for evidence in seen.values() for use in evidence.linear)
     prefix, _ = NOT_REACHED.get(name, (NONE, ""))
-    missed = {entry for entry in unreached(seen) if not re.match(prefix, entry)}
+    missed = {parameter for parameter in unreached(seen) if not re.match(prefix, parameter)}
     assert not missed, f"the pass does not reach {sorted(missed)}, so it says nothing about them"
 
 
@@ -103,15 +60,26 @@ def unreached(seen: dict[str, Evidence]) -> set[str]:
     return {parameter for parameter, short in numberless.items() if short not in touched}
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [name for name in NAMES if name in QUICK])
 def test_roles_agree_with_the_forward_pass(name: str) -> None:
     check(name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in architectures.names("causal_lm") if n not in {*QUICK, *NO_FORWARD}])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in QUICK])
 def test_roles_agree_with_every_forward_pass(name: str) -> None:
     check(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{name} {', '.join(given)}" for name, given in VARIANTS])
+def test_roles_agree_with_the_forward_pass_of_variants(name: str, options: dict[str, Any]) -> None:
+    check(name, options)
+
+
+def test_the_cases_are_architectures_of_this_transformers() -> None:
+    cases = {*NO_FORWARD, *QUICK, *NOT_REACHED, *ONE_MATRIX, *DEEP_ROUTERS, *ASSISTANTS, *dict(VARIANTS)}
+    assert cases <= set(architectures.names("causal_lm"))
 
 
 class Misnamed(nn.Module):
@@ -223,3 +191,32 @@ def test_a_tied_head_is_told_from_an_embedding_alone() -> None:
     assert not disagreements(roles(model), seen)
     (entry,) = [e for e in roles(model) if e.name == "tokens.weight"]
     assert disagreements([entry._replace(role="embedding")], seen)
+
+
+class SideBySide(nn.Module):
+    """Two experts in one parameter each, side by side in the outputs of one and in the inputs of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(2 * 6, 8))
+        self.down = nn.Parameter(torch.randn(2 * 6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (count, 8) -> (count, 8)."""
+        return sum(
+            nn.functional.linear(x, up).relu() @ down
+            for up, down in zip(self.up.chunk(2), self.down.view(2, 6, 8), strict=True)
+        )
+
+
+def test_experts_side_by_side_are_told_apart_on_either_side() -> None:
+    model = SideBySide()
+    x = torch.randn(5, 8)
+    seen = watch(model, torch.zeros(1), lambda: model(x).sum())
+    halves = {frozenset(range(6)), frozenset(range(6, 12))}
+    assert set(seen["up"].linear[0].pieces) == halves == set(seen["down"].linear[0].blocks)
+    assert fitting_view(seen["up"].linear[0]) == "split(6,6)"
+    assert fitting_view(seen["down"].linear[0]) == "heads(2) transpose"
+    for name, right, wrong in (("up", "heads(2)", "matrix"), ("down", "heads(2) transpose", "transpose")):
+        assert not disagreements([ParameterRole(name, "expert_in", right, "")], seen)
+        assert disagreements([ParameterRole(name, "expert_in", wrong, "")], seen)
