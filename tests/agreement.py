@@ -57,8 +57,8 @@ def _ends(role: str, seen: Evidence) -> Iterable[str]:
 
 def _kind(role: str, seen: Evidence) -> Iterable[str]:
     """Matrices, vectors and routers: whether it mixes features, and whether its outputs choose."""
-    if role in MATRIX_ROLES and not seen.maps and not seen.other:
-        uses = _sites(seen.entrywise | seen.lookups) or f"a depthwise convolution at {seen.linear[0].site}"
+    if role in MATRIX_ROLES and not seen.maps:
+        uses = _sites(seen.entrywise | seen.lookups | seen.other) or f"a depthwise convolution at {seen.linear[0].site}"
         yield f"is no linear map: only {uses}"
     if (role == "conv") != any(use.convolution for use in seen.maps) and role != "unknown" and seen.maps:
         yield f"{'is' if role != 'conv' else 'is no'} convolution ({seen.maps[0].site})"

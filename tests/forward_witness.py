@@ -20,8 +20,7 @@ every linear map that is made from them. What an operation does with a label is 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,24 +40,7 @@ from shadow import (
 )
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Operations that put numbers elsewhere without changing them: what they do to numbers, they do to labels.
-_MOVES = _names(
-    "clone _to_copy copy cat stack index index_select gather repeat constant_pad_nd roll flip "
-    "masked_select tril triu slice_scatter select_scatter index_put _index_put_impl_ index_copy scatter "
-    "take repeat_interleave _unsafe_index"
-)
-_PRODUCTS = _names("mm bmm addmm baddbmm addbmm mv addmv dot _grouped_mm grouped_mm_fallback")
-_SUMS = _names("add sub rsub where")  # features that are added are one: rows i and i + half of a rotation
-_KEEPS_SHAPE = _names("_softmax _log_softmax cumsum native_layer_norm _fused_rms_norm")
-_NORMS = _names("native_layer_norm _fused_rms_norm native_group_norm native_batch_norm _native_batch_norm_legit")
-_NEW = _names("new_empty new_zeros new_ones new_full empty_like zeros_like ones_like full_like rand_like")
-_CHOICES = _names("topk sort argmax")
+from torch_operations import CHOICES, KEEPS_SHAPE, MOVES, NEW, NORMS, PRODUCTS, SUMS, site, tensors
 
 
 def watch(
@@ -96,26 +78,26 @@ class _Witness(TorchDispatchMode):
         name = func._schema.name.rpartition("::")[2]
         mutable = func._schema.is_mutable
         base = name.rstrip("_") if mutable else name
-        given = [t for t in _tensors((args, kwargs))]
+        given = [t for t in tensors((args, kwargs))]
         labels = [self.shadow.read(t) for t in given]
         before = {t.untyped_storage()._cdata for t in given if t.layout == torch.strided}
         # The labels of what is written in place are read as they were before.
         labels = [label.clone() if label is not None and mutable else label for label in labels]
         out = func(*args, **kwargs)
-        made = [t for t in _tensors(out) if t.layout == torch.strided]
+        made = [t for t in tensors(out) if t.layout == torch.strided]
         if not mutable and made and all(t.untyped_storage()._cdata in before for t in made):
             if base == "view_as_complex":
                 self._together(labels)
             return out  # a view
-        if base in _NEW or all(label is None for label in labels):
+        if base in NEW or all(label is None for label in labels):
             for tensor in made:
                 self.shadow.write(tensor, None)
             return out
         result: Tensor | None = None
         adds = base == "index_put" and (kwargs.get("accumulate") or args[3:4] == (True,))
-        if base in _MOVES and not adds:
+        if base in MOVES and not adds:
             result = self._move(func, base, args, labels, given)
-        elif base in _PRODUCTS:
+        elif base in PRODUCTS:
             result = self._product(args, labels, made[0])
         elif base == "convolution":
             result = self._convolution(args, labels, made[0])
@@ -125,7 +107,7 @@ class _Witness(TorchDispatchMode):
             result = self._pointwise(base, labels, given, made[0])
         else:
             self._whole(base, labels)
-            if base in _KEEPS_SHAPE and labels[0] is not None and features(labels[0]).any():
+            if base in KEEPS_SHAPE and labels[0] is not None and features(labels[0]).any():
                 result = torch.where(features(labels[0]), labels[0], COMPUTED)
         for position, tensor in enumerate(made):
             numbers = tensor.is_floating_point() or tensor.is_complex()
@@ -153,7 +135,7 @@ class _Witness(TorchDispatchMode):
 
     def _entrywise(self, labels: Tensor | None, operation: str) -> None:
         for parameter in self._parameters(labels):
-            self.evidence[parameter].entrywise.add((operation, _site()))
+            self.evidence[parameter].entrywise.add((operation, site()))
 
     def _together(self, labels: list[Tensor | None]) -> None:
         for label in labels:
@@ -164,14 +146,14 @@ class _Witness(TorchDispatchMode):
         self._together(labels)
         for label in labels:
             for use in self._maps(label):
-                use.chooses |= name in _CHOICES
+                use.chooses |= name in CHOICES
             for parameter in self._parameters(label):
                 seen = self.evidence[parameter]
-                (seen.entrywise if name in _NORMS else seen.other).add((name, _site()))
+                (seen.entrywise if name in NORMS else seen.other).add((name, site()))
 
     def _lookup(self, table: Tensor | None, indices: Tensor) -> None:
         for parameter in self._parameters(table):
-            self.evidence[parameter].lookups.add((self._kind_of(indices), _site()))
+            self.evidence[parameter].lookups.add((self._kind_of(indices), site()))
 
     def _kind_of(self, indices: Tensor) -> str:
         row = indices.reshape(-1, indices.shape[-1]) if indices.ndim else indices.reshape(1, 1)
@@ -225,7 +207,7 @@ class _Witness(TorchDispatchMode):
     def _two(self, name: str, first: Tensor, second: Tensor) -> Tensor:
         """The labels of two operands that meet entry by entry."""
         both = features(first) & features(second)
-        sums = both & ~gated(first) & ~gated(second) & (name in _SUMS)
+        sums = both & ~gated(first) & ~gated(second) & (name in SUMS)
         if sums.any():
             self.rows.one_by_one(first[sums], second[sums])
         apart = both & ~sums
@@ -234,7 +216,7 @@ class _Witness(TorchDispatchMode):
         any_computed = (first == COMPUTED) | (second == COMPUTED)
         kept = torch.where(features(first), first, second)
         kept = torch.where(first == NOTHING, second, torch.where(second == NOTHING, first, kept))
-        if name not in _SUMS:
+        if name not in SUMS:
             kept = torch.where(any_computed & features(kept), gate(kept), kept)
         return torch.where(apart | (any_computed & ~features(kept)), COMPUTED, kept)
 
@@ -250,7 +232,7 @@ class _Witness(TorchDispatchMode):
         if len(weights) != 1 or len(owner_of(weights[0]).unique()) > 1:
             for label in sides:
                 for parameter in self._parameters(label):
-                    self.evidence[parameter].other.add(("product", _site()))
+                    self.evidence[parameter].other.add(("product", site()))
             return None
         weight, on_left = weights[0], weights[0] is sides[0]
         if weight.ndim == 1:
@@ -273,7 +255,7 @@ class _Witness(TorchDispatchMode):
         numbers = {(use.name, use.outputs, use.inputs): number for number, use in enumerate(self.uses)}
         number = numbers.get((name, outputs, inputs), len(self.uses))
         if number == len(self.uses):
-            use = Linear(name, outputs, inputs, shape, _site(), convolution, depthwise)
+            use = Linear(name, outputs, inputs, shape, site(), convolution, depthwise)
             self.uses.append(use)
             self.evidence[name].linear.append(use)
             self.rows.add(use.sides[0])
@@ -298,25 +280,3 @@ class _Witness(TorchDispatchMode):
             return None if data is None else data[(..., *(slice(1),) * len(rest))].expand(made.shape)
         self.rows.together(data)
         return None if transposed else feature_labels(number, rows).view(1, -1, *rest).expand(made.shape)
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from _tensors(value)
-    elif isinstance(tree, dict):
-        for value in tree.values():
-            yield from _tensors(value)
-
-
-def _site() -> str:
-    """Where in the model's code this happens: the innermost frame outside torch and outside this file."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if "/torch/" not in file and file != __file__:
-            return f"{file.rpartition('/')[2]}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""

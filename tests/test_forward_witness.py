@@ -17,34 +17,36 @@ from forward_inputs import ASSISTANTS, forward_arguments, input_ids
 from forward_witness import Evidence, watch
 from torch import Tensor, nn
 
-from orthoopt.roles import ParameterRole, roles
+from orthoopt.roles import ParameterRole, classify, roles
 
 NAMES = [name for name in architectures.names("causal_lm") if name not in NO_FORWARD]
 
 
-def witness(name: str, options: dict[str, Any] | None = None) -> tuple[list[ParameterRole], dict[str, Evidence]]:
-    """What the classifier says of this architecture, and what a forward pass does."""
+def witness(name: str, options: dict[str, Any] | None = None) -> tuple[nn.Module, dict[str, Evidence]]:
+    """A model of this architecture, and what a forward pass does with its parameters."""
     with mock.patch.dict(EXCEPTIONS, {name: {**EXCEPTIONS.get(name, {}), **(options or {})}}):
         model = architectures.build(name, device="cpu").eval()
     with torch.no_grad():
         for param in model.parameters():  # some models leave weights unset that a checkpoint would bring
             param.normal_(0, 0.1)
     arguments = forward_arguments(name, model)
-    return roles(model), watch(model, input_ids(model), lambda: model(**arguments))
+    return model, watch(model, input_ids(model), lambda: model(**arguments))
 
 
 def check(name: str, options: dict[str, Any] | None = None) -> None:
-    listed, seen = witness(name, options)
+    model, seen = witness(name, options)
     pattern, view, reason = ONE_MATRIX.get(name, (NONE, "", ""))
     inside = DEEP_ROUTERS.get(name, NONE)
     found = []
-    for entry in listed:
+    for entry in roles(model):
         if re.fullmatch(pattern, entry.name):
             found += [f"{entry}: the view is {view}, {reason}"] if entry.view != view else []
         elif re.fullmatch(inside, entry.name):
             found += [f"{entry}: is a layer of a router"] if entry.role != "router" else []
         else:
             found += disagreements([entry], seen)
+    by_head = [ParameterRole(c.name, c.role, c.per_head[0], c.per_head[1]) for c in classify(model) if c.per_head]
+    found += [what for what in disagreements(by_head, seen) if what not in found]
     assert not found, "\n".join([f"{len(found)} disagreements:", *found])
     assert name in ASSISTANTS or any(evidence.by_input_ids for evidence in seen.values())
     assert any(use.logits for evidence in seen.values() for use in evidence.linear)
@@ -183,7 +185,7 @@ def test_a_wrong_verdict_is_found(name: str, role: str, view: str, wrong: dict[s
 
 
 def test_a_tied_head_is_told_from_an_embedding_alone() -> None:
-    model = models.TorchLanguageModel(tied=True).eval()
+    model = models.TorchLanguageModel(tied=True)  # in training mode: for inference torch has one operation for a layer
     ids = torch.randint(40, 90, (2, 9))
     seen = watch(model, ids, lambda: model(ids))
     tied = seen["tokens.weight"]
