@@ -13,9 +13,16 @@ every linear map that is made from them. What an operation does with a label is 
 - any other operation takes a tensor as a whole (attention, a sum, the next linear map, a norm's mean), and so do
   products of features. The rows whose features meet in one operand there belong together. After the pass, the rows
   of a weight fall into **pieces** that never met: q, k and v, or gate and up, wherever the model cuts them apart.
+  The columns of a weight fall into **blocks** in the same way, by the products they take part in.
+- features that are added to others are one with them from then on, row by row: the halves of a rotation, a LoRA
+  adapter and what it adapts. Not so once they were multiplied by something computed, such as a decay: that a scan's
+  output is added to its input does not make dt and x one matrix.
 - ``embedding`` and indexing are **lookups**; whether by the input ids, by positions or by something else is told
   from the values of the indices.
 - features that arrive at topk, sort or argmax **choose**; features that arrive in the logits are the **logits**.
+
+What it cannot see: inside an operation that does a whole layer (``Evidence.other`` then says which one took the
+parameter), and in parts of the model that this pass does not reach (``Evidence.used`` is False).
 """
 
 from __future__ import annotations

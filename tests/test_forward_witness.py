@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 import architectures
+import hypothesis.strategies as st
 import models
 import pytest
 import torch
@@ -15,6 +16,7 @@ from architecture_sizes import EXCEPTIONS
 from forward_cases import DEEP_ROUTERS, NO_FORWARD, NONE, NOT_REACHED, ONE_MATRIX, QUICK, VARIANTS
 from forward_inputs import ASSISTANTS, forward_arguments, input_ids
 from forward_witness import Evidence, watch
+from hypothesis import given
 from torch import Tensor, nn
 
 from orthoopt.roles import ParameterRole, classify, roles
@@ -222,3 +224,38 @@ def test_experts_side_by_side_are_told_apart_on_either_side() -> None:
     for name, right, wrong in (("up", "heads(2)", "matrix"), ("down", "heads(2) transpose", "transpose")):
         assert not disagreements([ParameterRole(name, "expert_in", right, "")], seen)
         assert disagreements([ParameterRole(name, "expert_in", wrong, "")], seen)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=2, max_size=4),
+    heads=st.integers(1, 3),
+    in_out=st.booleans(),
+    adapted=st.booleans(),
+)
+def test_any_cut_of_the_outputs_is_seen(sizes: list[int], heads: int, in_out: bool, adapted: bool) -> None:
+    width = heads * sum(sizes)
+    model = nn.Module()
+    model.register_parameter("weight", nn.Parameter(torch.randn((7, width) if in_out else (width, 7))))
+    model.register_parameter("adapter", nn.Parameter(torch.randn(width, 7)))
+
+    def call() -> Tensor:
+        x = torch.randn(3, 7) @ torch.randn(7, 7)
+        y = x @ model.weight if in_out else nn.functional.linear(x, model.weight)
+        y = y + nn.functional.linear(x, model.adapter) if adapted else y
+        return sum(piece.softmax(-1).flatten(1).mean() for piece in y.view(3, heads, -1).split(sizes, dim=-1))
+
+    use = watch(model, torch.zeros(1), call)["weight"].linear[0]
+    head = sum(sizes)
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    cut = [{h * head + s + i for h in range(heads) for i in range(n)} for s, n in zip(starts, sizes, strict=True)]
+    assert set(use.pieces) == set(map(frozenset, cut))
+    assert use.in_out == in_out and len(use.blocks) == 1
+    view = f"heads({heads}) split({','.join(map(str, sizes))})"
+    right = ParameterRole("weight", "hidden", f"transpose {view}" if in_out else view, "")
+    seen = {"weight": Evidence("weight", linear=[use])}
+    assert not disagreements([right], seen)
+    assert not disagreements([right._replace(view=str(fitting_view(use)))], seen)
+    assert disagreements([right._replace(view="transpose" if in_out else "matrix")], seen)
+    other = f"split({width - 1},1)"  # its first matrix mixes what goes apart, or its cut goes through a piece
+    if len(sizes) > 2 or 1 not in sizes or heads > 1:
+        assert disagreements([right._replace(view=f"transpose {other}" if in_out else other)], seen)
