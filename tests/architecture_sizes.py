@@ -1,0 +1,155 @@
+"""Sizes that make any transformers config small: one table for all fields, one of exceptions by model type.
+
+The sizes differ, and none is a small multiple of another that a fused layer could be mistaken for: hidden 32, 4 heads
+of 20 where the size of heads is free (queries 80, keys 40) and of 8 where it is not, mlp 56, experts' mlp 36, shared
+experts' mlp 44, vocabulary 99.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Fields = dict[str, Any]
+
+VOCABULARY = 99
+
+
+def _all(value: Any, names: str) -> Fields:
+    return dict.fromkeys(names.split(), value)
+
+
+SIZES: Fields = {
+    **_all(32, "hidden_size d_model n_embd emb_dim embed_dim dim_model"),
+    **_all(2, "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers"),
+    **_all(2, "num_encoder_layers num_blocks depth"),
+    **_all(4, "num_attention_heads n_head n_heads attention_heads decoder_attention_heads encoder_attention_heads"),
+    **_all(4, "num_decoder_attention_heads num_encoder_attention_heads"),
+    **_all(2, "num_key_value_heads num_kv_heads"),
+    **_all(20, "head_dim dim_head kv_channels"),
+    **_all(56, "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner ffn_hidden_size dim_ff dff d_inner"),
+    **_all(56, "feed_forward_size dense_intermediate_size intermediate_size_mlp prefix_dense_intermediate_size"),
+    **_all(36, "moe_intermediate_size expert_ffn_hidden_size"),
+    **_all(44, "shared_expert_intermediate_size shared_experts_intermediate_size shared_intermediate_size"),
+    **_all(44, "moe_shared_expert_intermediate_size"),
+    **_all(VOCABULARY, "vocab_size unpadded_vocab_size"),
+    **_all(64, "max_position_embeddings n_positions n_ctx max_seq_len context_length max_target_positions"),
+    **_all(32, "max_source_positions"),
+    **_all(8, "num_experts num_local_experts n_routed_experts moe_num_experts"),
+    **_all(2, "num_experts_per_tok moe_k moe_topk top_k_experts"),
+    **_all(2, "n_group topk_group"),
+    **_all(1, "first_k_dense_replace num_dense_layers n_shared_experts num_shared_experts moe_num_shared_experts"),
+    **_all(20, "q_lora_rank"),
+    **_all(16, "kv_lora_rank"),
+    **_all(8, "qk_nope_head_dim"),
+    **_all(4, "qk_rope_head_dim"),
+    **_all(10, "v_head_dim"),
+    **_all(14, "index_head_dim indexer_head_dim"),
+    **_all(2, "index_n_heads indexer_n_heads"),
+    **_all(8, "mamba_n_heads mamba_num_heads"),
+    **_all(8, "mamba_d_head mamba_head_dim"),
+    **_all(2, "mamba_n_groups mamba_ngroups"),
+    **_all(6, "mamba_d_state state_size ssm_state_size"),
+    **_all(3, "mamba_dt_rank time_step_rank"),
+    **_all(2, "linear_num_key_heads"),
+    **_all(4, "linear_num_value_heads linear_num_heads"),
+    **_all(6, "linear_key_head_dim"),
+    **_all(10, "linear_value_head_dim linear_head_dim"),
+    **_all(16, "sliding_window attention_window_size local_attention window_size attention_chunk_size chunk_size"),
+    **_all(16, "mamba_chunk_size image_size"),
+    **_all(8, "patch_size"),
+    **_all(262, "encoder_hash_byte_group_vocab"),
+    **_all(97, "vocab_size_per_layer_input"),
+    **_all(12, "hidden_size_per_layer_input"),
+    **_all(4, "rotary_dim"),
+}
+
+# Stands in for timm's MobileNet, which needs timm.
+SIGLIP_FOR_GEMMA3N: Fields = {
+    **{"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 56, "image_size": 16},
+    **{"num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 8},
+    **{"rms_norm_eps": 1e-6, "vocab_size": 11, "vocab_offset": 99},
+}
+
+# Only fields whose default says otherwise than SIZES, or that SIZES leaves alone; keyed by a config's model_type.
+EXCEPTIONS: dict[str, Fields] = {
+    "bailing_hybrid": {"num_hidden_layers": 3, "layer_group_size": 3, "linear_head_dim": 10},
+    "bamba": {"attn_layer_indices": [1]},
+    "beam": {"mlp_layer_types": ["dense", "sparse"]},
+    "blt": {"use_cache": False, "encoder_hash_byte_group_size": [3, 4]},
+    "blt_global_transformer": {"hidden_size": 64},
+    "blt_local_decoder": {"hidden_size_global": 64},
+    "blt_local_encoder": {"hidden_size_global": 64},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    },
+    "dbrx": {
+        "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 36, "moe_num_experts": 8, "moe_top_k": 2},
+    },
+    "deepseek_v4": {"num_hidden_layers": 4, "o_groups": 2, "o_lora_rank": 6},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "flint": {"mlp_only_layers": [0]},
+    "fuyu": {"patch_size": 4, "image_size": 16},
+    "gemma3n_audio": {
+        "vocab_size": 13,
+        "vocab_offset": 110,
+        "conf_num_hidden_layers": 2,
+        "conf_num_attention_heads": 4,
+    },
+    "gemma3n_text": {"num_hidden_layers": 10, "num_kv_shared_layers": 5, "laurel_rank": 6},
+    "gemma4_assistant": {
+        "backbone_hidden_size": 52,
+        "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0},
+    },
+    "gemma4_text": {"global_head_dim": 24, "vocab_size_per_layer_input": 97},
+    "gemma4_unified_assistant": {"backbone_hidden_size": 52},
+    "gemma4_unified_text": {"global_head_dim": 24},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "helium": {"head_dim": 8},
+    "inkling2_text": {
+        **{"num_hidden_layers": 6, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 24},
+        **{"rel_extent": 28, "d_rel": 6},
+    },
+    "inkling_text": {
+        **{
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "swa_head_dim": 24,
+            "rel_extent": 28,
+            "d_rel": 6,
+        },
+    },
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lfm3": {"num_hidden_layers": 5},
+    "longcat_flash": {"head_dim": 4, "zero_expert_num": 3},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "mllama_text_model": {"cross_attention_layers": [1]},
+    "nemotron_h": {"n_groups": 2},
+    "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen4_exp_text": {
+        **{"layer_types": ["linear_attention", "indexed_attention"], "hc_lowrank": 6, "ple_layer_ids": [1]},
+        **{"ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 4, "heads_per_ngram": 4},
+        **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 28, "indexer_budget": 8},
+        **{"indexer_compress_ratio": 4, "eos_token_id": 1, "split_ngram_parts": 1},
+    },
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "reformer": {
+        **{"is_decoder": True, "attn_layers": ["local", "lsh"], "attention_head_size": 10},
+        **{"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [12, 20]},
+    },
+    "roc_bert": {
+        **{"pronunciation_vocab_size": 61, "shape_vocab_size": 67},
+        **{"pronunciation_embed_dim": 12, "shape_embed_dim": 14},
+    },
+    "xlstm": {"hidden_size": 128, "num_heads": 4, "ffn_round_up_to_multiple_of": 4},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 14},
+}

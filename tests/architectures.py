@@ -1,0 +1,127 @@
+"""Every architecture of transformers' auto mappings, built small: real code, shrunken configs, no downloads.
+
+``names(family)`` lists the model types of the installed transformers, ``build(name)`` makes one. On the meta device
+nothing is computed; on the cpu the weights are the model's own random initialisation, and a forward pass is tiny.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from architecture_sizes import EXCEPTIONS, SIGLIP_FOR_GEMMA3N, SIZES, VOCABULARY, Fields
+from torch import nn
+from transformers import CONFIG_MAPPING
+from transformers.models.auto import modeling_auto
+
+FAMILIES = {
+    "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+}
+
+
+def names(family: str = "causal_lm") -> list[str]:
+    """The model types of a family, in the order of the installed transformers; several may share one class."""
+    return list(_mapping(family))
+
+
+def class_name(name: str, family: str = "causal_lm") -> str:
+    """The class that transformers builds for this model type; KeyError for a type it does not have."""
+    found = _mapping(family)[name]
+    return found if isinstance(found, str) else found[0]
+
+
+def build(name: str, device: str = "meta", family: str = "causal_lm") -> nn.Module:
+    """The model of this type with a shrunken config, in training mode, on the meta device unless told."""
+    import transformers
+
+    model_class = getattr(transformers, class_name(name, family))
+    with warnings.catch_warnings(), torch.device(device), _all_layers_shared(name):
+        warnings.simplefilter("ignore")  # what transformers thinks of small configs is not what is tested
+        return model_class(shrunken(_config_class(name, model_class))).train()
+
+
+def tokens(model: nn.Module, length: int = 8) -> torch.Tensor:
+    """Token ids that every vocabulary of the model has, (1, length); (codebooks, length) for audio decoders."""
+    codebooks = getattr(model.config, "num_codebooks", 1) if "Musicgen" in type(model).__name__ else 1
+    return torch.arange(3, 3 + length).repeat(codebooks, 1)
+
+
+def shrunken(config_class: Any) -> Any:
+    """A config of this class with the sizes of ``architecture_sizes``, its nested configs shrunken too."""
+    config = config_class(**_fields(config_class))
+    if config.model_type == "gemma3n":  # the vision tower is timm's MobileNet: SigLIP stands in for it
+        vision = SIGLIP_FOR_GEMMA3N
+        vars(config)["vision_config"] = CONFIG_MAPPING[vision["model_type"]](**vision)  # past the check of its class
+    return config
+
+
+@contextlib.contextmanager
+def _all_layers_shared(name: str) -> Iterator[None]:
+    """Let Gemma 4's assistants be built.
+
+    All their layers take keys and values from the target model, which transformers 5.23 demands of their configs and
+    then refuses when it builds the layers.
+    """
+    if not name.endswith("_assistant"):
+        yield
+        return
+    text_class = CONFIG_MAPPING[name.replace("assistant", "text")]
+    modes = property(lambda config: ["reuse"] * config.num_hidden_layers)
+    with mock.patch.object(text_class, "kv_sharing_modes", modes, create=True):
+        yield
+
+
+def _mapping(family: str) -> dict[str, Any]:
+    return getattr(modeling_auto, FAMILIES[family])
+
+
+def _config_class(name: str, model_class: Any) -> Any:
+    """The config class of the model type, or of its text part where the model is built from that alone."""
+    whole = CONFIG_MAPPING[name]
+    return whole if issubclass(whole, model_class.config_class) else model_class.config_class
+
+
+def _fields(config_class: Any) -> Fields:
+    """Arguments for the constructor: known sizes, ids of tokens inside the vocabulary, nested configs, exceptions."""
+    exceptions = EXCEPTIONS.get(config_class.model_type, EXCEPTIONS.get(config_class.__name__, {}))
+    fields: Fields = {}
+    for field, parameter in inspect.signature(config_class).parameters.items():
+        if field in SIZES:
+            fields[field] = SIZES[field]
+        elif field.endswith(("_token_id", "_token_index", "_token_ids")):
+            fields |= _token(field, parameter.default)
+    if "kv_lora_rank" in fields and "num_key_value_heads" in fields:  # latent attention has no grouped queries
+        fields["num_key_value_heads"] = fields["num_attention_heads"]
+    nested = {field: _fields(nested_class) for field, nested_class in _nested(config_class).items()}
+    for field, value in exceptions.items():
+        if field in nested and isinstance(value, dict):
+            nested[field] |= value
+        else:
+            fields[field] = value
+    return nested | fields
+
+
+def _token(field: str, default: Any) -> Fields:
+    """An id inside the vocabulary for a token whose default lies outside; special tokens stay apart."""
+    if isinstance(default, int) and default >= VOCABULARY:
+        return {field: VOCABULARY - 1 - sum(map(ord, field)) % 32}
+    return {}
+
+
+def _nested(config_class: Any) -> dict[str, Any]:
+    """The classes of a config's nested configs, without those that are left out by default."""
+    defaults = getattr(config_class, "sub_configs_defaults", None)
+    if defaults:
+        found = {k: CONFIG_MAPPING[v.model_type] if v.model_type else v.config_class for k, v in defaults.items()}
+    else:
+        found = dict(config_class.sub_configs)
+    try:
+        made = config_class()
+    except Exception:  # a default config that does not pass its own checks: its exceptions say what to set
+        return found
+    return {field: type(getattr(made, field)) for field in found if getattr(made, field, None) is not None}
