@@ -19,7 +19,7 @@ _KEY_VALUE = names("k_proj v_proj to_k to_v wk wv key value k v k_proj_weight v_
 _OUTPUT = names("o_proj out_proj to_out wo c_proj dense o proj")
 _HEAD_SIZES = ("head_dim", "qk_head_dim", "v_head_dim", "attention_head_size", "head_size", "d_kv")
 
-_FUSED = re.compile(r"(?P<before>transpose |)(?:heads\((?P<groups>\d+)\) )?split\((?P<sizes>\d+(?:,\d+)+)\)(?: join)?")
+_FUSED = re.compile(r"(?P<before>transpose |)(?:heads\((?P<groups>\d+)\) )?split\((?P<sizes>\d+(?:,\d+)+)\)")
 
 
 def per_head(candidate: Candidate, verdict: Verdict) -> Layout | None:
@@ -64,5 +64,4 @@ def _fused(fused: re.Match[str], view: str, heads: int) -> Layout | None:
     words = f"per head, {heads} heads"
     if counts[-1] != heads:
         words = f"per head, {heads} query and {counts[-1]} key/value heads"
-    view = view.removesuffix(" join")  # the heads are what is wanted
     return view if set(sizes) == {size} else f"{view} head_size({size})", words

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orthoopt import rules
 from orthoopt.rules import Options, Rule, hashable
-from orthoopt.views import View, are_views, parse_view
+from orthoopt.views import View, parse_view
 
 
 def new_state(rule: Rule, param: Tensor, view: View, options: Options) -> dict[str, Any]:
@@ -31,6 +31,9 @@ def new_state(rule: Rule, param: Tensor, view: View, options: Options) -> dict[s
     state = rule.init(param, options)
     if not rule.is_matrix:
         return state
+    for key in rule.viewed:
+        if key in state and not view.shares_memory(state[key]):
+            state[key] = state[key].contiguous()  # so that its pieces are views, and writing them writes it
     shapes = view.piece_shapes(tuple(param.shape))
     for index, shape in enumerate(shapes):
         own = rule.init_matrix(param.new_empty(shape), options)
@@ -55,40 +58,22 @@ def _state_keys(rule: str, shape: tuple[int, ...], view: str, options: Any) -> f
     return frozenset(expected_state(rules.get(rule), like, parse_view(view), dict(options)))
 
 
-class Pieces:
-    """A tensor seen as its matrices, which are to be written in place."""
-
-    def __init__(self, tensor: Tensor, view: View) -> None:
-        self.matrices = view.pieces(tensor)
-        self._tensor = tensor
-        self._view = view
-        self._are_views = are_views(self.matrices, tensor)
-
-    def put_back(self) -> None:
-        """Write the matrices to the tensor where they are copies of it."""
-        if not self._are_views:
-            self._tensor.copy_(self._view.merge(self.matrices, tuple(self._tensor.shape)))
-
-
 def of_pieces(
     rule: Rule, state: Mapping[str, Any], param: Tensor, view: View, options: Options
-) -> tuple[list[dict[str, Any]], list[Pieces]]:
-    """For each piece of a parameter the state that ``rule.advance`` gets, to be moved in place.
-
-    Returns the states, and what must be put back afterwards.
-    """
-    shapes = view.piece_shapes(tuple(param.shape))
+) -> list[dict[str, Any]]:
+    """For each piece of a parameter the state that ``rule.advance`` gets: tensors that share memory with ``state``."""
     if rule.advance is None:
-        return [{} for _ in shapes], []
+        return [{} for _ in view.piece_shapes(tuple(param.shape))]
+    shapes = view.piece_shapes(tuple(param.shape))
     own = rule.init_matrix(torch.empty(shapes[0], device="meta"), options)
-    states: list[dict[str, Any]] = [
+    pieces: list[dict[str, Any]] = [
         {key: state[_numbered(key, index, len(shapes))] for key in own} for index in range(len(shapes))
     ]
-    viewed = {key: Pieces(state[key], view) for key in rule.viewed if key in state}
-    for key, pieces in viewed.items():
-        for piece, matrix in zip(states, pieces.matrices, strict=True):
-            piece[key] = matrix
-    return states, list(viewed.values())
+    for key in rule.viewed:
+        if key in state:
+            for piece, part in zip(pieces, view.pieces(state[key]), strict=True):
+                piece[key] = part
+    return pieces
 
 
 def _numbered(key: str, index: int, count: int) -> str:

@@ -155,15 +155,12 @@ class OrthoOpt(Optimizer):
         if gates is None:
             return loss
         items: list[buckets.Item] = []
-        opened: list[matrix_state.Pieces] = []
         copies: list[tuple[Tensor, Tensor]] = []
         for part in work:
             masters = [_computed(param) for param in part.params]
-            items += self._update_group(part, masters, gates.get(part.params[0].device), opened)
+            items += self._update_group(part, masters, gates.get(part.params[0].device))
             copies += [(p, m) for p, m in zip(part.params, masters, strict=True) if m is not p]
         buckets.apply(items)
-        for pieces in opened:
-            pieces.put_back()
         for param, master in copies:
             param.copy_(master)
         return loss
@@ -207,13 +204,8 @@ class OrthoOpt(Optimizer):
                 stacklevel=4,
             )
 
-    def _update_group(
-        self, part: _Work, masters: list[Tensor], gate: Tensor | None, opened: list[matrix_state.Pieces]
-    ) -> list[buckets.Item]:
-        """Move state, decay, and apply an elementwise rule; returns the matrices still to be directed.
-
-        What they are written to is noted in ``opened``, to be put back.
-        """
+    def _update_group(self, part: _Work, masters: list[Tensor], gate: Tensor | None) -> list[buckets.Item]:
+        """Move state, decay, and apply an elementwise rule; returns the matrices still to be directed."""
         group, rule, options = part.group, part.rule, part.options
         states = [
             self._state_of(param, master, rule, part.view, options)
@@ -235,10 +227,10 @@ class OrthoOpt(Optimizer):
         items = []
         factors: dict[tuple[int, int], float | Tensor] = {}
         for i, (numerator, master) in enumerate(zip(signal.numerators, masters, strict=True)):
-            targets = matrix_state.Pieces(master, part.view)
-            own, viewed = matrix_state.of_pieces(rule, states[i], master, part.view, options)
-            opened += [targets, *viewed]
-            for matrix, target, state in zip(part.view.pieces(numerator), targets.matrices, own, strict=True):
+            if not part.view.shares_memory(master):
+                masters[i] = master = master.contiguous()  # written back with the low-precision parameters
+            own = matrix_state.of_pieces(rule, states[i], master, part.view, options)
+            for matrix, target, state in zip(part.view.pieces(numerator), part.view.pieces(master), own, strict=True):
                 shape = (matrix.shape[-2], matrix.shape[-1])
                 if shape not in factors:
                     factors[shape] = lr * scale_factor(group["scale"], *shape, rule.rms(*shape, options))

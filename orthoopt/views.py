@@ -14,12 +14,9 @@ separated by one space and applied left to right:
 ``heads_in(h)``    ``(..., rows, h * d)`` -> ``(..., h, rows, d)``, one matrix per head of input features
 ``head_size(d)``   ``(..., h * d, cols)`` -> ``(..., h, d, cols)`` for whatever h, after a split into blocks of
                    different head counts (fused q, k, v with grouped queries)
-``join``           undo ``heads``: ``(..., h, d, cols)`` -> ``(..., h * d, cols)``, after a split within each head
-                   (GPT-NeoX stores q, k, v of one head together; joined, each is one matrix again)
 =================  =====================================================================================
 
-For example GPT-2's ``c_attn.weight`` of shape (768, 2304) is ``"transpose split(768,768,768)"``, and GPT-NeoX's
-``query_key_value.weight`` with 12 heads of 64 is ``"heads(12) split(64,64,64) join"``.
+For example GPT-2's ``c_attn.weight`` of shape (768, 2304) is ``"transpose split(768,768,768)"``.
 """
 
 from __future__ import annotations
@@ -211,25 +208,6 @@ class _HeadsIn:
         return f"{self.count} heads of columns"
 
 
-@dataclass(frozen=True)
-class _Join:
-    """``join``: (..., h, d, cols) -> (..., h * d, cols); a copy, unless the heads lie one above another."""
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        if len(shape) < 3:
-            raise ValueError(f"heads to join make at least 3 dimensions, not {len(shape)}")
-        return [(*shape[:-3], shape[-3] * shape[-2], shape[-1])]
-
-    def apply(self, tensor: Tensor) -> list[Tensor]:
-        return [tensor.flatten(-3, -2)]
-
-    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        return pieces[0].unflatten(-2, shape[-3:-1])
-
-    def describe(self) -> str:
-        return "heads joined"
-
-
 _KNOWN = {
     "matrix": "matrix",
     "vector": "vector",
@@ -240,7 +218,6 @@ _KNOWN = {
     "heads": "heads(h)",
     "heads_in": "heads_in(h)",
     "head_size": "head_size(d)",
-    "join": "join",
 }
 
 
@@ -255,8 +232,8 @@ class View:
     def pieces(self, tensor: Tensor) -> list[Tensor]:
         """The matrices of a tensor, each ``(..., rows, cols)``, in the order of the view.
 
-        They share memory with the tensor, so that writing to a piece in place writes the tensor. The only exceptions
-        are ``join``, and ``flatten`` on a kernel whose strides forbid it (channels_last): see ``shares_memory``.
+        They share memory with the tensor, so that writing to a piece in place writes the tensor. The only
+        exception is ``flatten`` on a kernel whose strides forbid it (channels_last), see ``shares_memory``.
         ValueError naming view and shape when they do not fit.
         """
         _piece_shapes(self, tuple(tensor.shape))  # raises when it does not fit; cached
@@ -282,17 +259,14 @@ class View:
 
     def shares_memory(self, tensor: Tensor) -> bool:
         """Whether every piece is a torch view of this tensor (not so for a kernel flattened by copying)."""
-        return self.is_matrix and are_views(self.pieces(tensor), tensor)
+        if not self.is_matrix:
+            return False
+        storage = tensor.untyped_storage()._cdata  # identity of the storage; data_ptr() is 0 for every meta tensor
+        return all(piece.untyped_storage()._cdata == storage for piece in self.pieces(tensor))
 
     def describe(self) -> str:
         """The view in words, such as ``transposed, 3 fused matrices (768+768+768 rows)``."""
         return ", ".join(step.describe() for step in self.steps) or self.spec
-
-
-def are_views(pieces: list[Tensor], tensor: Tensor) -> bool:
-    """Whether every piece shares the tensor's memory."""
-    storage = tensor.untyped_storage()._cdata  # identity of the storage; data_ptr() is 0 for every meta tensor
-    return all(piece.untyped_storage()._cdata == storage for piece in pieces)
 
 
 @functools.cache
@@ -317,8 +291,6 @@ def _parse_step(word: str, spec: str) -> _Step:
             return _Transpose()
         if name == "flatten" and not numbers:
             return _Flatten()
-        if name == "join" and not numbers:
-            return _Join()
         if name == "split" and numbers:
             return _Split(numbers)
         if name == "interleave" and len(numbers) == 1:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from orthoopt.matrix_state import Pieces
 from orthoopt.views import parse_view
 
 DTYPES = [torch.float32, torch.int64, torch.float64]
@@ -29,7 +28,7 @@ def fitting_views(draw: st.DrawFn) -> Case:
     shape = [*draw(st.lists(st.integers(1, 2), max_size=1)), draw(st.integers(1, 3)), draw(st.integers(1, 3))]
     words: list[str] = []
     for _ in range(draw(st.integers(1, 3))):
-        step = draw(st.sampled_from(["transpose", "split", "interleave", "heads", "heads_in", "head_size", "join"]))
+        step = draw(st.sampled_from(["transpose", "split", "interleave", "heads", "heads_in", "head_size"]))
         if step == "transpose":
             words.append("transpose")
             shape[-2:] = [shape[-1], shape[-2]]
@@ -41,10 +40,6 @@ def fitting_views(draw: st.DrawFn) -> Case:
             count = draw(st.integers(1, 3))
             words.append(f"interleave({count})")
             shape[-2] *= count
-        elif step == "join":
-            heads = draw(st.sampled_from([n for n in range(1, shape[-2] + 1) if shape[-2] % n == 0]))
-            words.append("join")
-            shape[-2:] = [heads, shape[-2] // heads, shape[-1]]
         elif len(shape) > 2:
             words.append(f"{step}({shape[-2 if step == 'head_size' else -3]})")
             heads = shape.pop(-3)
@@ -77,14 +72,11 @@ def test_writing_to_the_pieces_writes_the_tensor(case: Case, strided: bool) -> N
     tensor = numbered(shape)
     if strided and "flatten" not in spec:
         tensor = tensor.mT.contiguous().mT
-    pieces = Pieces(tensor, parse_view(spec))
-    for piece in pieces.matrices:
+    view = parse_view(spec)
+    assert view.shares_memory(tensor)
+    for piece in view.pieces(tensor):
         piece.neg_()
-    if "join" not in spec:
-        assert parse_view(spec).shares_memory(tensor)
-        assert torch.equal(tensor, -numbered(shape))  # every entry exactly once: twice would undo the sign
-    pieces.put_back()
-    assert torch.equal(tensor, -numbered(shape))
+    assert torch.equal(tensor, -numbered(shape))  # every entry exactly once: twice would undo the sign
 
 
 @pytest.mark.parametrize(
@@ -101,7 +93,6 @@ def test_writing_to_the_pieces_writes_the_tensor(case: Case, strided: bool) -> N
         ("heads(2) split(1,1)", (4, 1), [[[[0]], [[2]]], [[[1]], [[3]]]]),
         ("head_size(2)", (4, 1), [[[[0], [1]], [[2], [3]]]]),
         ("split(4,2) head_size(2)", (6, 1), [[[[0], [1]], [[2], [3]]], [[[4], [5]]]]),
-        ("heads(2) split(1,1) join", (4, 1), [[[0], [2]], [[1], [3]]]),
         ("flatten", (2, 1, 2), [[[0, 1], [2, 3]]]),
     ],
 )
@@ -152,7 +143,6 @@ def test_channels_last_keeps_the_order_of_the_columns() -> None:
         ("heads_in(3)", (4, 4), "4 columns cannot be cut into 3 heads"),
         ("head_size(3)", (4, 4), "4 rows cannot be cut into heads of 3"),
         ("flatten", (4, 4), "at least 3 dimensions, not 2"),
-        ("join", (4, 4), "at least 3 dimensions, not 2"),
         ("matrix", (4,), "at least 2 dimensions, not 1"),
         ("transpose", (4,), "at least 2 dimensions, not 1"),
         ("vector", (4,), "elementwise"),
