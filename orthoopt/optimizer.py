@@ -230,7 +230,8 @@ class OrthoOpt(Optimizer):
             if not part.view.shares_memory(master):
                 masters[i] = master = master.contiguous()  # written back with the low-precision parameters
             own = matrix_state.of_pieces(rule, states[i], master, part.view, options)
-            for matrix, target, state in zip(part.view.pieces(numerator), part.view.pieces(master), own, strict=True):
+            pieces, targets = part.view.pieces(numerator), part.view.targets(master)
+            for matrix, target, state in zip(pieces, targets, own, strict=True):
                 shape = (matrix.shape[-2], matrix.shape[-1])
                 if shape not in factors:
                     factors[shape] = lr * scale_factor(group["scale"], *shape, rule.rms(*shape, options))
