@@ -64,7 +64,7 @@ def param_groups(
     assignments = assign(params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, param, role, seen, _, group in sorted(assignments, key=lambda a: _ROLE_ORDER[a.role]):
-        view = seen if rules.get(group["rule"]).is_matrix else "vector"
+        view = seen if rules.get(group["rule"]).uses_views else "vector"
         key = (role, view, *(repr(item) for item in group.items()))
         entry = groups.setdefault(key, {"params": [], "role": role, "view": view, **group})
         entry["params"].append(param if name is None else (name, param))
@@ -119,6 +119,8 @@ def _assignment(
     if entry.get("per_head") and role == item.role == "attention" and "view" not in given:
         view, words = item.per_head or (view, "not per head: its heads are not known, seen whole")
         reason = f"{reason}; {words}"
+    if rules.get(entry["rule"]).measure is not None and role == item.role and "view" not in given:
+        view = item.per_vector or view
     if rules.get(entry["rule"]).is_matrix and not parse_view(view).is_matrix:
         # A matrix rule on something seen as a vector can only come from the user; the optimizer checks the shape.
         view = "flatten" if item.param.ndim > 3 else "matrix"

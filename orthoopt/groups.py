@@ -72,7 +72,7 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
         complete.setdefault("scale", rule.default_scale)
         check_scale(complete["scale"], where)
     else:
-        complete["view"] = "vector"
+        complete["view"] = complete.get("view", "vector") if rule.uses_views else "vector"
         if "scale" in group:
             raise TypeError(f"{where}: 'scale' is for matrix rules, the rule is {rule.name!r}")
     _check_numbers(complete, where)
@@ -82,7 +82,7 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
     if rule.is_matrix and not view.is_matrix:
         raise ValueError(f"{where}: rule {rule.name!r} needs matrices, view={complete['view']!r} has none")
     for name, tensor in pairs:
-        if rule.is_matrix:
+        if view.is_matrix:
             _check_fits(view.spec, tensor, name, where)
     return complete
 

@@ -221,6 +221,7 @@ class OrthoOpt(Optimizer):
         lr = _learning_rate(group["lr"], masters[0].device, gate)
         cautious = shrink(masters, group, lr)
         if not rule.is_matrix:
+            signal = _measured(rule, signal, part.view, options)
             _apply_elementwise(masters, signal, lr, cautious)
             return []
         assert rule.rms is not None
@@ -309,6 +310,16 @@ def _check_gradient(name: str, param: Tensor, rule: Rule) -> None:
             f"{name} is sharded ({getattr(param, 'placements', None)}) and its rule {rule.name!r} needs the whole "
             "matrix; a shard is never updated as if it were the matrix"
         )
+
+
+def _measured(rule: Rule, signal: rules.Signal, view: View, options: dict[str, Any]) -> rules.Signal:
+    """The signal of a rule that measures vectors: those that are fused or stacked in one parameter, each by itself."""
+    if rule.measure is None:
+        return signal
+    if not view.is_matrix:
+        return signal._replace(numerators=[rule.measure(x, options, None) for x in signal.numerators])
+    taken_apart = (([rule.measure(piece, options, (-2, -1)) for piece in view.pieces(x)], x) for x in signal.numerators)
+    return signal._replace(numerators=[view.merge(pieces, tuple(x.shape)) for pieces, x in taken_apart])
 
 
 def _apply_elementwise(

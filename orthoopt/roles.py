@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from orthoopt.bias_views import per_vector, weight_of
 from orthoopt.census import Candidate, Parameters, take_census
 from orthoopt.decisions import DECISIONS
 from orthoopt.head_views import per_head
@@ -55,6 +56,8 @@ class Classified(NamedTuple):
     reason: str
     per_head: Layout | None = None
     """For attention, where its heads are known: the view head by head, and how that is said."""
+    per_vector: str | None = None
+    """For the bias of a fused or stacked linear map: the view that shows it as a vector for each matrix."""
 
 
 def roles(params: Parameters) -> list[ParameterRole]:
@@ -65,7 +68,7 @@ def roles(params: Parameters) -> list[ParameterRole]:
     """
     return [
         ParameterRole(f"params[{i}]" if name is None else name, role, view, reason)
-        for i, (name, _, role, view, reason, _) in enumerate(classify(params))
+        for i, (name, _, role, view, reason, *_) in enumerate(classify(params))
     ]
 
 
@@ -74,7 +77,11 @@ def classify(params: Parameters) -> list[Classified]:
     census = take_census(params)
     find_heads(census)
     verdicts = [(candidate, _decide(candidate)) for candidate in census.candidates]
-    return [Classified(c.name, c.param, *verdict, per_head(c, verdict)) for c, verdict in verdicts]
+    named = {".".join((*c.path, c.leaf)): verdict for c, verdict in verdicts}
+    return [
+        Classified(c.name, c.param, *verdict, per_head(c, verdict), per_vector(c, named.get(weight_of(c) or "")))
+        for c, verdict in verdicts
+    ]
 
 
 def _decide(candidate: Candidate) -> Verdict:
