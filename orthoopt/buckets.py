@@ -35,6 +35,8 @@ class Item(NamedTuple):
     """0-d, 1 or 0: whether state may move; None means yes."""
     lies_down: bool = False
     """Whether ``matrix`` is the transpose of what ``target`` holds."""
+    padding_row: int | None = None
+    """The row of ``target`` that gets no update, whatever the rule makes of its zero gradient."""
 
 
 def apply(items: Iterable[Item]) -> None:
@@ -97,6 +99,8 @@ def _apply_chunk(chunk: list[Item]) -> None:
         for part, item in zip(parts, chunk, strict=True)
     ]
     for item, update in zip(chunk, shaped, strict=True):
+        if item.padding_row is not None:
+            update[..., item.padding_row, :] = 0
         if isinstance(item.decay, Tensor) or item.decay != 0:
             shrink_cautiously(item.target, update, item.decay)
     subtract([item.target for item in chunk], shaped, [item.factor for item in chunk])

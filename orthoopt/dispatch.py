@@ -127,6 +127,9 @@ def _assignment(
     group = plans.group_options(entry, lr, weight_decay)
     of_shape = rules.get(entry["rule"]).of_shape(tuple(item.param.shape), group)
     group |= {key: value for key, value in of_shape.items() if key not in entry}
+    if item.padding_row is not None and role == "embedding" and view == "matrix":
+        # An elementwise rule leaves a row without gradients alone by itself.
+        group |= {"padding_row": item.padding_row} if rules.get(entry["rule"]).is_matrix else {}
     return Assignment(item.name, item.param, role, view, reason, group)
 
 

@@ -19,6 +19,7 @@ OPTIMIZER_KEYS = (
     "role",
     "rule",
     "view",
+    "padding_row",
     "scale",
     "lr",
     "weight_decay",
@@ -84,6 +85,8 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
     for name, tensor in pairs:
         if view.is_matrix:
             _check_fits(view.spec, tensor, name, where)
+        if "padding_row" in complete:
+            _check_padding_row(complete, tensor, name, where)
     return complete
 
 
@@ -135,6 +138,15 @@ def _check_fits(spec: str, tensor: Tensor, name: str | None, where: str) -> None
         parse_view(spec).piece_shapes(tuple(tensor.shape))
     except ValueError as error:
         raise ValueError(f"{where}: {name or 'a parameter'}: {error}") from None
+
+
+def _check_padding_row(group: Mapping[str, Any], tensor: Tensor, name: str | None, where: str) -> None:
+    row = group["padding_row"]
+    if group["view"] != "matrix":
+        raise ValueError(f"{where}: padding_row={row!r} needs view='matrix' and a matrix rule, not {group['view']!r}")
+    if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < tensor.shape[-2]:
+        rows = f"a row of {name or 'a parameter'}, from 0 to {tensor.shape[-2] - 1}"
+        raise ValueError(f"{where}: padding_row={row!r} must be {rows}")
 
 
 def _check_numbers(group: Mapping[str, Any], where: str) -> None:

@@ -52,8 +52,8 @@ class OrthoOpt(Optimizer):
         params: param groups, dicts of strings and numbers, each with a ``"rule"``
             (``orthoopt.rules.names()``), usually from :func:`orthoopt.param_groups`. ``params`` in a group may hold
             tensors or ``(name, tensor)`` pairs. Further keys: ``view`` (how parameters are seen as matrices),
-            ``scale`` (matrix rules; default ``"match_rms_adamw"``), ``role`` (for people), ``lr``, ``weight_decay``,
-            and the rule's own options.
+            ``scale`` (matrix rules; default ``"match_rms_adamw"``), ``padding_row`` (matrix rules; the row of an
+            embedding that gets no update), ``role`` (for people), ``lr``, ``weight_decay``, and the rule's own options.
         lr: learning rate of groups without their own, a number or a one-element tensor. With the default scale an
             AdamW learning rate carries over.
         weight_decay: decoupled: ``W ← (1 − lr·weight_decay)·W`` before the update, for groups without their own.
@@ -236,7 +236,8 @@ class OrthoOpt(Optimizer):
                 shape = (matrix.shape[-2], matrix.shape[-1])
                 if shape not in factors:
                     factors[shape] = lr * scale_factor(group["scale"], *shape, rule.rms(*shape, options))
-                items.append(buckets.Item(rule, options, matrix, target, factors[shape], state, cautious, gate))
+                item = buckets.Item(rule, options, matrix, target, factors[shape], state, cautious, gate)
+                items.append(item._replace(padding_row=group.get("padding_row")))
         return items
 
     def _state_of(self, param: Tensor, like: Tensor, rule: Rule, view: View, options: dict[str, Any]) -> dict[str, Any]:

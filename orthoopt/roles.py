@@ -58,6 +58,8 @@ class Classified(NamedTuple):
     """For attention, where its heads are known: the view head by head, and how that is said."""
     per_vector: str | None = None
     """For the bias of a fused or stacked linear map: the view that shows it as a vector for each matrix."""
+    padding_row: int | None = None
+    """For an embedding, the row whose gradient is zero by its module's ``padding_idx``."""
 
 
 def roles(params: Parameters) -> list[ParameterRole]:
@@ -79,9 +81,23 @@ def classify(params: Parameters) -> list[Classified]:
     verdicts = [(candidate, _decide(candidate)) for candidate in census.candidates]
     named = {".".join((*c.path, c.leaf)): verdict for c, verdict in verdicts}
     return [
-        Classified(c.name, c.param, *verdict, per_head(c, verdict), per_vector(c, named.get(weight_of(c) or "")))
+        Classified(
+            c.name,
+            c.param,
+            *verdict,
+            per_head(c, verdict),
+            per_vector(c, named.get(weight_of(c) or "")),
+            _padding_row(c) if verdict.role == "embedding" else None,
+        )
         for c, verdict in verdicts
     ]
+
+
+def _padding_row(candidate: Candidate) -> int | None:
+    """The row that no lookup trains; None where tables share the tensor and do not agree on it."""
+    rows = {getattr(table.owner, "padding_idx", None) for table in (candidate, *candidate.aliases)}
+    row = rows.pop()
+    return row if not rows and isinstance(row, int) else None
 
 
 def _decide(candidate: Candidate) -> Verdict:
