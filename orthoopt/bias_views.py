@@ -7,6 +7,7 @@ import re
 from orthoopt import naming
 from orthoopt.census import Candidate
 from orthoopt.layers import Verdict
+from orthoopt.layouts import blocks
 from orthoopt.views import parse_view
 
 # What a weight's view says of its rows, which are the bias's entries.
@@ -28,6 +29,8 @@ def per_vector(candidate: Candidate, weight: Verdict | None) -> str | None:
 
     ``weight`` is the verdict on the weight that :func:`weight_of` names, ``candidate`` the bias itself.
     """
+    if candidate.leaf == "in_proj_bias" and candidate.within("q_proj_weight"):  # nn.MultiheadAttention
+        return f"column {blocks([candidate.shape[0] // 3] * 3)}"
     name = weight_of(candidate)
     if weight is None or name is None or weight.view == "vector":
         return None

@@ -79,18 +79,23 @@ def classify(params: Parameters) -> list[Classified]:
     census = take_census(params)
     find_heads(census)
     verdicts = [(candidate, _decide(candidate)) for candidate in census.candidates]
-    named = {".".join((*c.path, c.leaf)): verdict for c, verdict in verdicts}
+    named = {".".join((*c.path, c.leaf)): c for c in census.everything}
     return [
         Classified(
             c.name,
             c.param,
             *verdict,
             per_head(c, verdict),
-            per_vector(c, named.get(weight_of(c) or "")),
+            _per_vector(c, named),
             _padding_row(c) if verdict.role == "embedding" else None,
         )
         for c, verdict in verdicts
     ]
+
+
+def _per_vector(bias: Candidate, named: dict[str, Candidate]) -> str | None:
+    weight = named.get(weight_of(bias) or "")  # a frozen one too
+    return per_vector(bias, None if weight is None else _decide(weight))
 
 
 def _padding_row(candidate: Candidate) -> int | None:
