@@ -152,26 +152,33 @@ FUSED: dict[str, tuple[str, Shape]] = {
 MODES = ("decoupled", "independent", "cautious")
 
 
-def optimizer_of(params: list[nn.Parameter], view: str, rule: str, settings: dict[str, Any]) -> OrthoOpt:
-    return OrthoOpt([{"params": params, "rule": rule, "view": view, **settings}])
+def single_matrices(view: View, tensor: Tensor) -> list[Tensor]:
+    """Every matrix of a tensor, (rows, cols)."""
+    return [matrix for piece in view.pieces(tensor) for matrix in piece.reshape(-1, *piece.shape[-2:])]
+
+
+def optimizer_of(param: nn.Parameter, view: str, rule: str, settings: dict[str, Any]) -> OrthoOpt:
+    return OrthoOpt([{"params": [param], "rule": rule, "view": view, **settings}])
 
 
 def steps_apart(rule: str, settings: dict[str, Any], which: str, dtype: torch.dtype, layout: str, seed: int) -> float:
-    """Four steps of a fused parameter against four of its parts, each a parameter: how far they end apart."""
+    """Four steps of a fused parameter against four of its matrices, each alone: how far they end apart."""
     spec, shape = FUSED[which]
     view, source = parse_view(spec), generator(seed)
     start = torch.randn(shape, generator=source).to(dtype)
     fused = nn.Parameter(laid_out(start.clone(), layout))
-    parts = [nn.Parameter(piece.clone(memory_format=torch.contiguous_format)) for piece in view.pieces(start)]
-    one, other = optimizer_of([fused], spec, rule, settings), optimizer_of(parts, "matrix", rule, settings)
+    parts = [nn.Parameter(part.contiguous()) for part in single_matrices(view, start.clone())]
+    one = optimizer_of(fused, spec, rule, settings)
+    others = [optimizer_of(part, "matrix", rule, settings) for part in parts]
     for _ in range(4):
         fused.grad = torch.randn(shape, generator=source).to(dtype)
-        for part, grad in zip(parts, view.pieces(fused.grad), strict=True):
-            part.grad = grad.clone(memory_format=torch.contiguous_format)
         one.step()
-        other.step()
+        for part, grad, other in zip(parts, single_matrices(view, fused.grad), others, strict=True):
+            part.grad = grad.contiguous()
+            other.step()
     assert not torch.equal(fused, start)
-    return max(relative_error(f, p.detach()) for f, p in zip(view.pieces(fused.detach()), parts, strict=True))
+    ends = zip(single_matrices(view, fused.detach()), parts, strict=True)
+    return max(relative_error(matrix, part.detach()) for matrix, part in ends)
 
 
 @pytest.mark.parametrize("rule", rules_where(is_matrix))
