@@ -194,7 +194,7 @@ def test_both_have_the_same_matrices_in_the_same_roles(which: str) -> None:
         assert matrices(pair.first, plan) == matrices(pair.second, plan)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("which", PAIRS)
 def test_the_same_gradients_move_both_alike(which: str, plan: str, dtype: torch.dtype) -> None:
@@ -205,7 +205,9 @@ def test_the_same_gradients_move_both_alike(which: str, plan: str, dtype: torch.
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("which", PAIRS)
+@pytest.mark.parametrize(
+    "which", ["unfused", "straight", *(pytest.param(name, marks=pytest.mark.slow) for name in list(PAIRS)[1::2])]
+)
 def test_both_train_to_the_same_weights(which: str, plan: str) -> None:
     # Ten steps' roundings of the gradients, magnified likewise, and gradients of 1e-17 where a softmax sees nothing (a
     # common bias of all experts' scores), which AdamW divides by its eps of 1e-8.

@@ -42,8 +42,8 @@ def test_both_have_the_same_matrices_in_the_same_roles(plan: str) -> None:
     assert matrices(pair.first, plan) == matrices(pair.second, plan)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("layers", [1, 2])  # of one layer some buckets hold a single, strided matrix
+# Of one layer some buckets hold a single, strided matrix.
+@pytest.mark.parametrize(("layers", "dtype"), [(1, torch.float64), (2, torch.float32)])
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_same_gradients_move_both_alike(plan: str, layers: int, dtype: torch.dtype) -> None:
     error = stepped(made_equal(twins(n_layer=layers), dtype), plan, batches(4))

@@ -99,7 +99,7 @@ def test_both_have_the_same_matrices_in_the_same_roles(which: str) -> None:
         assert matrices(pair.first, plan) == matrices(pair.second, plan)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("which", PAIRS)
 def test_the_same_gradients_move_both_alike(which: str, plan: str, dtype: torch.dtype) -> None:

@@ -96,7 +96,8 @@ def test_no_rule_moves_it_under_any_option(name: str) -> None:
     """Centring, cosines over the rows and exact singular vectors give an update to rows without a gradient."""
     rule = rules.get(name)
     for option, some in values_of(rule).items():
-        for value in some:
+        # Tables of coefficients map singular values; of them one alone rescales rows.
+        for value in some if option != "ns_coefficients" else (some[0], "aol4"):
             entry = {"rule": name, option: value}
             if is_valid(rule, {**rule.defaults, option: value}):
                 for shape in (TALL, WIDE):
