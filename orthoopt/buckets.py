@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ class Item(NamedTuple):
     matrix: Tensor
     """The signal, ``(..., rows, cols)``; may be a view of state, so it is only read."""
     target: Tensor
-    """What the update is subtracted from; same shape as ``matrix``."""
+    """What the update is subtracted from: the elements of ``matrix`` in their order, its batch dimensions first."""
     factor: float | Tensor
     """Learning rate times scale; a 0-d tensor where it lives on the device."""
     state: dict[str, Tensor] = {}
@@ -32,6 +33,10 @@ class Item(NamedTuple):
     """Cautious weight decay, learning rate times coefficient."""
     gate: Tensor | None = None
     """0-d, 1 or 0: whether state may move; None means yes."""
+    lies_down: bool = False
+    """Whether ``matrix`` is the transpose of what ``target`` holds."""
+    padding_row: int | None = None
+    """The row of ``target`` that gets no update, whatever the rule makes of its zero gradient."""
 
 
 def apply(items: Iterable[Item]) -> None:
@@ -49,8 +54,8 @@ def _bounded(item: Item) -> Iterator[Item]:
     """The item oriented for its bucket, cut along its batch where it is larger than a bucket may be."""
     matrix, target = item.matrix, item.target
     if item.rule.transposable(item.options) and matrix.shape[-2] > matrix.shape[-1]:
-        matrix, target = matrix.mT, target.mT
-    item = item._replace(matrix=matrix, target=target)
+        matrix = matrix.mT
+        item = item._replace(matrix=matrix, lies_down=True)
     if matrix.ndim == 2 or matrix.numel() <= MAX_ELEMENTS:
         yield item
         return
@@ -81,25 +86,43 @@ def _chunks(bucket: list[Item]) -> Iterator[list[Item]]:
 
 def _apply_chunk(chunk: list[Item]) -> None:
     first = chunk[0]
-    state = {key: _stack([(item.state[key], item.matrix.ndim - 2) for item in chunk]) for key in first.state}
-    stacked = _stack([(item.matrix, item.matrix.ndim - 2) for item in chunk])
-    updates, moved = first.rule.move(stacked, state, first.options)
     counts = [item.matrix.shape[:-2].numel() for item in chunk]
+    stacked = _stack([_with_one_batch(item.matrix, item) for item in chunk])
+    state = {key: _stack([_state_of(item, key) for item in chunk]) for key in first.state}
+    updates, moved = first.rule.move(stacked, state, first.options)
     for key, value in moved.items():
         if value is not state[key]:
             _write_state([item.state[key] for item in chunk], value.split(counts), first.gate)
     parts = updates.to(first.target.dtype).split(counts)
-    shaped = [part.reshape(item.target.shape) for part, item in zip(parts, chunk, strict=True)]
+    shaped = [
+        (part.mT if item.lies_down else part).reshape(item.target.shape)
+        for part, item in zip(parts, chunk, strict=True)
+    ]
     for item, update in zip(chunk, shaped, strict=True):
+        if item.padding_row is not None:
+            update[..., item.padding_row, :] = 0
         if isinstance(item.decay, Tensor) or item.decay != 0:
             shrink_cautiously(item.target, update, item.decay)
     subtract([item.target for item in chunk], shaped, [item.factor for item in chunk])
 
 
-def _stack(tensors: Sequence[tuple[Tensor, int]]) -> Tensor:
-    """One tensor out of many, each given with its number of leading batch dimensions, which become one."""
-    flat = [tensor.reshape(tensor.shape[:dims].numel(), *tensor.shape[dims:]) for tensor, dims in tensors]
-    return flat[0] if len(flat) == 1 else torch.cat(flat)
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """One tensor out of many with one batch dimension each."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _with_one_batch(tensor: Tensor, item: Item) -> Tensor:
+    """The elements of the item's matrices, ``(batch, rows, cols)``."""
+    *batch, rows, cols = item.matrix.shape
+    return tensor.reshape(math.prod(batch), rows, cols)
+
+
+def _state_of(item: Item, key: str) -> Tensor:
+    """The state of the item's matrices under this key, with one batch dimension."""
+    value, dims = item.state[key], item.matrix.ndim - 2
+    if key in item.rule.viewed:  # as the target, perhaps not in the shape of the matrices
+        return _with_one_batch(value, item)
+    return value.reshape(value.shape[:dims].numel(), *value.shape[dims:])
 
 
 def _write_state(targets: Iterable[Tensor], values: Iterable[Tensor], gate: Tensor | None) -> None:

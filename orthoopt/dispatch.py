@@ -65,7 +65,7 @@ def param_groups(
     assignments = assign(params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, param, role, seen, _, group in sorted(assignments, key=lambda a: _ROLE_ORDER[a.role]):
-        view = seen if rules.get(group["rule"]).is_matrix else "vector"
+        view = seen if rules.get(group["rule"]).uses_views else "vector"
         key = (role, view, *(repr(item) for item in group.items()))
         entry = groups.setdefault(key, {"params": [], "role": role, "view": view, **group})
         entry["params"].append(param if name is None else (name, param))
@@ -115,12 +115,17 @@ def _assignment(
     if entry.get("per_head") and role == item.role == "attention" and "view" not in given:
         view, words = item.per_head or (view, "not per head: its heads are not known, seen whole")
         reason = f"{reason}; {words}"
+    if rules.get(entry["rule"]).measure is not None and role == item.role and "view" not in given:
+        view = item.per_vector or view
     if rules.get(entry["rule"]).is_matrix and not parse_view(view).is_matrix:
         # A matrix rule on something seen as a vector can only come from the user; the optimizer checks the shape.
         view = "flatten" if item.param.ndim > 3 else "matrix"
     group = entries.group_options(entry, lr, weight_decay)
     of_shape = rules.get(entry["rule"]).of_shape(tuple(item.param.shape), group)
     group |= {key: value for key, value in of_shape.items() if key not in entry}
+    if item.padding_row is not None and role == "embedding" and view == "matrix":
+        # An elementwise rule leaves a row without gradients alone by itself.
+        group |= {"padding_row": item.padding_row} if rules.get(entry["rule"]).is_matrix else {}
     return Assignment(item.name, item.param, role, view, reason, group)
 
 

@@ -172,7 +172,7 @@ def explain(
     rows = []
     for position, (name, param, role, view, reason, group) in enumerate(assignments):
         rule, shape = group["rule"], tuple(param.shape)
-        view = view if rules.get(rule).is_matrix else "vector"
+        view = view if rules.get(rule).uses_views else "vector"
         key = (shape, param.dtype, view, repr(sorted(group.items(), key=lambda item: item[0])))
         if key not in sizes:
             sizes[key] = _state_bytes(rule, param, view, group)

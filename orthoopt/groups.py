@@ -20,6 +20,7 @@ OPTIMIZER_KEYS = (
     "role",
     "rule",
     "view",
+    "padding_row",
     "scale",
     "lr",
     "weight_decay",
@@ -73,7 +74,7 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
         complete.setdefault("scale", rule.default_scale)
         check_scale(complete["scale"], where)
     else:
-        complete["view"] = "vector"
+        complete["view"] = complete.get("view", "vector") if rule.uses_views else "vector"
         if "scale" in group:
             raise TypeError(f"{where}: 'scale' is for matrix rules, the rule is {rule.name!r}")
     _check_numbers(complete, where)
@@ -83,8 +84,10 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
     if rule.is_matrix and not view.is_matrix:
         raise ValueError(f"{where}: rule {rule.name!r} needs matrices, view={complete['view']!r} has none")
     for name, tensor in pairs:
-        if rule.is_matrix:
+        if view.is_matrix:
             _check_fits(view.spec, tensor, name, where)
+        if "padding_row" in complete:
+            _check_padding_row(complete, tensor, name, where)
     return complete
 
 
@@ -136,6 +139,15 @@ def _check_fits(spec: str, tensor: Tensor, name: str | None, where: str) -> None
         parse_view(spec).piece_shapes(tuple(tensor.shape))
     except ValueError as error:
         raise ValueError(f"{where}: {name or 'a parameter'}: {error}") from None
+
+
+def _check_padding_row(group: Mapping[str, Any], tensor: Tensor, name: str | None, where: str) -> None:
+    row = group["padding_row"]
+    if group["view"] != "matrix":
+        raise ValueError(f"{where}: padding_row={row!r} needs view='matrix' and a matrix rule, not {group['view']!r}")
+    if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < tensor.shape[-2]:
+        rows = f"a row of {name or 'a parameter'}, from 0 to {tensor.shape[-2] - 1}"
+        raise ValueError(f"{where}: padding_row={row!r} must be {rows}")
 
 
 def _check_numbers(group: Mapping[str, Any], where: str) -> None:

@@ -19,7 +19,7 @@ _KEY_VALUE = names("k_proj v_proj to_k to_v wk wv key value k v k_proj_weight v_
 _OUTPUT = names("o_proj out_proj to_out wo c_proj dense o proj")
 _HEAD_SIZES = ("head_dim", "qk_head_dim", "v_head_dim", "attention_head_size", "head_size", "d_kv")
 
-_FUSED = re.compile(r"(?P<before>transpose |)(?:heads\((?P<groups>\d+)\) )?split\((?P<sizes>\d+(?:,\d+)+)\)")
+_FUSED = re.compile(r"(?P<before>transpose |)(?:heads\((?P<groups>\d+)\) )?split\((?P<sizes>\d+(?:,\d+)+)\)(?: join)?")
 
 
 def per_head(candidate: Candidate, verdict: Verdict) -> Layout | None:
@@ -29,7 +29,7 @@ def per_head(candidate: Candidate, verdict: Verdict) -> Layout | None:
         return None
     fused = _FUSED.fullmatch(verdict.view)
     if fused is not None:
-        return _fused(fused, verdict.view, heads)
+        return _fused(fused, verdict.view.removesuffix(" join"), heads)
     if verdict.view not in ("matrix", "transpose") or candidate.param.ndim != 2:
         return None
     ((rows, cols),) = parse_view(verdict.view).piece_shapes(candidate.shape)

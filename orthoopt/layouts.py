@@ -53,7 +53,7 @@ def _fused_by_heads(candidate: Candidate, rows: int, heads: int | None) -> Layou
     unknown = "matrix", "q, k, v fused in an unknown order, seen as one matrix"
     if not heads or not candidate.modules:
         return unknown
-    per_head = "q, k, v fused head after head, joined again"
+    per_head = f"q, k, v fused head after head, {heads} heads"
     if _is_per_head(candidate) and rows % (3 * heads) == 0:
         return f"heads({heads}) {blocks([rows // (3 * heads)] * 3)} join", per_head
     multi_query = candidate.flag("multi_query")
@@ -61,7 +61,7 @@ def _fused_by_heads(candidate: Candidate, rows: int, heads: int | None) -> Layou
         groups = candidate.attribute(*reversed(KEY_VALUE_HEADS)) or heads
         size, left = divmod(rows, heads + 2 * groups)
         if left == 0 and heads % groups == 0:
-            words = f"q, k, v fused in {groups} groups of heads, joined again"
+            words = f"q, k, v fused group after group, {heads} query and {groups} key/value heads"
             return f"heads({groups}) {blocks([heads // groups * size, size, size])} join", words
     elif multi_query is True and rows % (heads + 2) == 0:
         size = rows // (heads + 2)

@@ -33,7 +33,7 @@ def new_state(rule: Rule, param: Tensor, view: View, options: Options) -> dict[s
         return state
     for key in rule.viewed:
         if key in state and not view.shares_memory(state[key]):
-            state[key] = state[key].contiguous()  # so that its pieces are views, and writing them writes it
+            state[key] = state[key].contiguous()  # so that its targets are views, and writing them writes it
     shapes = view.piece_shapes(tuple(param.shape))
     for index, shape in enumerate(shapes):
         own = rule.init_matrix(param.new_empty(shape), options)
@@ -61,7 +61,10 @@ def _state_keys(rule: str, shape: tuple[int, ...], view: str, options: Any) -> f
 def of_pieces(
     rule: Rule, state: Mapping[str, Any], param: Tensor, view: View, options: Options
 ) -> list[dict[str, Any]]:
-    """For each piece of a parameter the state that ``rule.advance`` gets: tensors that share memory with ``state``."""
+    """For each piece of a parameter the state that ``rule.advance`` moves: tensors that share memory with ``state``.
+
+    What is seen through the view has the elements of the piece in their order, see :meth:`View.targets`.
+    """
     if rule.advance is None:
         return [{} for _ in view.piece_shapes(tuple(param.shape))]
     shapes = view.piece_shapes(tuple(param.shape))
@@ -71,7 +74,7 @@ def of_pieces(
     ]
     for key in rule.viewed:
         if key in state:
-            for piece, part in zip(pieces, view.pieces(state[key]), strict=True):
+            for piece, part in zip(pieces, view.targets(state[key]), strict=True):
                 piece[key] = part
     return pieces
 

@@ -72,7 +72,7 @@ def _from_state_dict(state_dict: Mapping[str, Any]) -> Iterator[Momentum]:
             if not isinstance(buffer, Tensor) or buffer.ndim < 2:
                 continue
             view = parse_view(group.get("view") or ("flatten" if buffer.ndim > 3 else "matrix"))
-            if view.is_matrix:
+            if view.is_matrix and not view.spec.startswith("column"):  # stacked biases are no matrices
                 for piece in view.pieces(buffer):
                     yield from _matrices(piece, name)
 

@@ -52,8 +52,8 @@ class OrthoOpt(Optimizer):
         params: param groups, dicts of strings and numbers, each with a ``"rule"``
             (``orthoopt.rules.names()``), usually from :func:`orthoopt.param_groups`. ``params`` in a group may hold
             tensors or ``(name, tensor)`` pairs. Further keys: ``view`` (how parameters are seen as matrices),
-            ``scale`` (matrix rules; default ``"match_rms_adamw"``), ``role`` (for people), ``lr``, ``weight_decay``,
-            and the rule's own options.
+            ``scale`` (matrix rules; default ``"match_rms_adamw"``), ``padding_row`` (matrix rules; the row of an
+            embedding that gets no update), ``role`` (for people), ``lr``, ``weight_decay``, and the rule's own options.
         lr: learning rate of groups without their own, a number or a one-element tensor. With the default scale an
             AdamW learning rate carries over.
         weight_decay: decoupled: ``W ← (1 − lr·weight_decay)·W`` before the update, for groups without their own.
@@ -221,6 +221,7 @@ class OrthoOpt(Optimizer):
         lr = _learning_rate(group["lr"], masters[0].device, gate)
         cautious = shrink(masters, group, lr)
         if not rule.is_matrix:
+            signal = _measured(rule, signal, part.view, options)
             _apply_elementwise(masters, signal, lr, cautious)
             return []
         assert rule.rms is not None
@@ -230,11 +231,13 @@ class OrthoOpt(Optimizer):
             if not part.view.shares_memory(master):
                 masters[i] = master = master.contiguous()  # written back with the low-precision parameters
             own = matrix_state.of_pieces(rule, states[i], master, part.view, options)
-            for matrix, target, state in zip(part.view.pieces(numerator), part.view.pieces(master), own, strict=True):
+            pieces, targets = part.view.pieces(numerator), part.view.targets(master)
+            for matrix, target, state in zip(pieces, targets, own, strict=True):
                 shape = (matrix.shape[-2], matrix.shape[-1])
                 if shape not in factors:
                     factors[shape] = lr * scale_factor(group["scale"], *shape, rule.rms(*shape, options))
-                items.append(buckets.Item(rule, options, matrix, target, factors[shape], state, cautious, gate))
+                item = buckets.Item(rule, options, matrix, target, factors[shape], state, cautious, gate)
+                items.append(item._replace(padding_row=group.get("padding_row")))
         return items
 
     def _state_of(self, param: Tensor, like: Tensor, rule: Rule, view: View, options: dict[str, Any]) -> dict[str, Any]:
@@ -308,6 +311,16 @@ def _check_gradient(name: str, param: Tensor, rule: Rule) -> None:
             f"{name} is sharded ({getattr(param, 'placements', None)}) and its rule {rule.name!r} needs the whole "
             "matrix; a shard is never updated as if it were the matrix"
         )
+
+
+def _measured(rule: Rule, signal: rules.Signal, view: View, options: dict[str, Any]) -> rules.Signal:
+    """The signal of a rule that measures vectors: those that are fused or stacked in one parameter, each by itself."""
+    if rule.measure is None:
+        return signal
+    if not view.is_matrix:
+        return signal._replace(numerators=[rule.measure(x, options, None) for x in signal.numerators])
+    taken_apart = (([rule.measure(piece, options, (-2, -1)) for piece in view.pieces(x)], x) for x in signal.numerators)
+    return signal._replace(numerators=[view.merge(pieces, tuple(x.shape)) for pieces, x in taken_apart])
 
 
 def _apply_elementwise(

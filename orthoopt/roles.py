@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from orthoopt.bias_views import per_vector, weight_of
 from orthoopt.census import Candidate, Parameters, take_census
 from orthoopt.decisions import DECISIONS
 from orthoopt.head_views import per_head
@@ -55,6 +56,10 @@ class Classified(NamedTuple):
     reason: str
     per_head: Layout | None = None
     """For attention, where its heads are known: the view head by head, and how that is said."""
+    per_vector: str | None = None
+    """For the bias of a fused or stacked linear map: the view that shows it as a vector for each matrix."""
+    padding_row: int | None = None
+    """For an embedding, the row whose gradient is zero by its module's ``padding_idx``."""
 
 
 def roles(params: Parameters) -> list[ParameterRole]:
@@ -65,7 +70,7 @@ def roles(params: Parameters) -> list[ParameterRole]:
     """
     return [
         ParameterRole(f"params[{i}]" if name is None else name, role, view, reason)
-        for i, (name, _, role, view, reason, _) in enumerate(classify(params))
+        for i, (name, _, role, view, reason, *_) in enumerate(classify(params))
     ]
 
 
@@ -74,7 +79,30 @@ def classify(params: Parameters) -> list[Classified]:
     census = take_census(params)
     find_heads(census)
     verdicts = [(candidate, _decide(candidate)) for candidate in census.candidates]
-    return [Classified(c.name, c.param, *verdict, per_head(c, verdict)) for c, verdict in verdicts]
+    named = {".".join((*c.path, c.leaf)): c for c in census.everything}
+    return [
+        Classified(
+            c.name,
+            c.param,
+            *verdict,
+            per_head(c, verdict),
+            _per_vector(c, named),
+            _padding_row(c) if verdict.role == "embedding" else None,
+        )
+        for c, verdict in verdicts
+    ]
+
+
+def _per_vector(bias: Candidate, named: dict[str, Candidate]) -> str | None:
+    weight = named.get(weight_of(bias) or "")  # a frozen one too
+    return per_vector(bias, None if weight is None else _decide(weight))
+
+
+def _padding_row(candidate: Candidate) -> int | None:
+    """The row that no lookup trains; None where tables share the tensor and do not agree on it."""
+    rows = {getattr(table.owner, "padding_idx", None) for table in (candidate, *candidate.aliases)}
+    row = rows.pop()
+    return row if not rows and isinstance(row, int) else None
 
 
 def _decide(candidate: Candidate) -> Verdict:

@@ -7,6 +7,7 @@ separated by one space and applied left to right:
 ``matrix``         the tensor as it is, ``(..., rows, cols)``; leading dimensions are a batch
 ``vector``         not a matrix: for elementwise rules only, there are no pieces
 ``transpose``      swap the last two dimensions (GPT-2's Conv1D, gpt-oss' experts store ``(in, out)``)
+``column``         ``(..., n)`` -> ``(..., n, 1)``: biases, the columns of inputs that are always one
 ``flatten``        convolution kernel ``(out, in, k...)`` -> ``(out, in * k...)``
 ``split(a,b,c)``   cut the rows into blocks of a, b and c rows (fused q, k, v; fused gate and up)
 ``interleave(k)``  rows ``i::k`` are piece i (gpt-oss' gate and up)
@@ -14,9 +15,12 @@ separated by one space and applied left to right:
 ``heads_in(h)``    ``(..., rows, h * d)`` -> ``(..., h, rows, d)``, one matrix per head of input features
 ``head_size(d)``   ``(..., h * d, cols)`` -> ``(..., h, d, cols)`` for whatever h, after a split into blocks of
                    different head counts (fused q, k, v with grouped queries)
+``join``           ``(..., h, d, cols)`` -> ``(..., h * d, cols)``, the last step: the heads of one kind as the one
+                   matrix they are, where q, k, v are fused head after head (NeoX, Bloom, Falcon)
 =================  =====================================================================================
 
-For example GPT-2's ``c_attn.weight`` of shape (768, 2304) is ``"transpose split(768,768,768)"``.
+For example GPT-2's ``c_attn.weight`` of shape (768, 2304) is ``"transpose split(768,768,768)"``, and a NeoX
+``query_key_value.weight`` with 4 heads of 8 is ``"heads(4) split(8,8,8) join"``.
 """
 
 from __future__ import annotations
@@ -73,6 +77,25 @@ class _Transpose:
 
     def describe(self) -> str:
         return "transposed"
+
+
+@dataclass(frozen=True)
+class _Column:
+    """``column``: (..., n) -> (..., n, 1)."""
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        if not shape:
+            raise ValueError("a column needs at least 1 dimension, not 0")
+        return [(*shape, 1)]
+
+    def apply(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor.unsqueeze(-1)]
+
+    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
+        return pieces[0].squeeze(-1)
+
+    def describe(self) -> str:
+        return "a column"
 
 
 @dataclass(frozen=True)
@@ -208,16 +231,40 @@ class _HeadsIn:
         return f"{self.count} heads of columns"
 
 
+@dataclass(frozen=True)
+class _Join:
+    """``join``: (..., h, d, cols) -> (..., h * d, cols).
+
+    No strides show heads that lie apart as one matrix, so the pieces are copies; :meth:`View.targets` are not.
+    """
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        if len(shape) < 3:
+            raise ValueError(f"there are no heads to join in {len(shape)} dimensions")
+        return [(*shape[:-3], shape[-3] * shape[-2], shape[-1])]
+
+    def apply(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor.flatten(-3, -2)]
+
+    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
+        return pieces[0].reshape(shape)
+
+    def describe(self) -> str:
+        return "heads joined"
+
+
 _KNOWN = {
     "matrix": "matrix",
     "vector": "vector",
     "transpose": "transpose",
+    "column": "column",
     "flatten": "flatten",
     "split": "split(a,b,...)",
     "interleave": "interleave(k)",
     "heads": "heads(h)",
     "heads_in": "heads_in(h)",
     "head_size": "head_size(d)",
+    "join": "join",
 }
 
 
@@ -233,12 +280,22 @@ class View:
         """The matrices of a tensor, each ``(..., rows, cols)``, in the order of the view.
 
         They share memory with the tensor, so that writing to a piece in place writes the tensor. The only
-        exception is ``flatten`` on a kernel whose strides forbid it (channels_last), see ``shares_memory``.
-        ValueError naming view and shape when they do not fit.
+        exceptions are ``flatten`` on a kernel whose strides forbid it (channels_last), see ``shares_memory``, and
+        ``join``, see ``targets``. ValueError naming view and shape when they do not fit.
         """
+        return self._apply(self.steps, tensor)
+
+    def targets(self, tensor: Tensor) -> list[Tensor]:
+        """For each piece what to write so that the tensor changes: its elements in its order, perhaps not its shape.
+
+        The pieces themselves, but before they are joined: those are torch views.
+        """
+        return self._apply(tuple(step for step in self.steps if not isinstance(step, _Join)), tensor)
+
+    def _apply(self, steps: tuple[_Step, ...], tensor: Tensor) -> list[Tensor]:
         _piece_shapes(self, tuple(tensor.shape))  # raises when it does not fit; cached
         pieces = [tensor]
-        for step in self.steps:
+        for step in steps:
             pieces = [part for piece in pieces for part in step.apply(piece)]
         return pieces
 
@@ -258,11 +315,11 @@ class View:
         return _merge(self.steps, pieces, tuple(shape))
 
     def shares_memory(self, tensor: Tensor) -> bool:
-        """Whether every piece is a torch view of this tensor (not so for a kernel flattened by copying)."""
+        """Whether writing to ``targets`` writes this tensor (not so for a kernel flattened by copying)."""
         if not self.is_matrix:
             return False
         storage = tensor.untyped_storage()._cdata  # identity of the storage; data_ptr() is 0 for every meta tensor
-        return all(piece.untyped_storage()._cdata == storage for piece in self.pieces(tensor))
+        return all(target.untyped_storage()._cdata == storage for target in self.targets(tensor))
 
     def describe(self) -> str:
         """The view in words, such as ``transposed, 3 fused matrices (768+768+768 rows)``."""
@@ -277,7 +334,10 @@ def parse_view(spec: str) -> View:
     """
     if spec in ("matrix", "vector"):
         return View(spec, is_matrix=spec == "matrix", steps=())
-    return View(spec, is_matrix=True, steps=tuple(_parse_step(word, spec) for word in spec.split(" ")))
+    steps = tuple(_parse_step(word, spec) for word in spec.split(" "))
+    if any(isinstance(step, _Join) for step in steps[:-1]):
+        raise ValueError(f"view {spec!r}: 'join' is the last step, nothing follows it")
+    return View(spec, is_matrix=True, steps=steps)
 
 
 def _parse_step(word: str, spec: str) -> _Step:
@@ -289,8 +349,12 @@ def _parse_step(word: str, spec: str) -> _Step:
     if all(number > 0 for number in numbers):
         if name == "transpose" and not numbers:
             return _Transpose()
+        if name == "column" and not numbers:
+            return _Column()
         if name == "flatten" and not numbers:
             return _Flatten()
+        if name == "join" and not numbers:
+            return _Join()
         if name == "split" and numbers:
             return _Split(numbers)
         if name == "interleave" and len(numbers) == 1:
@@ -315,7 +379,8 @@ def _piece_shapes(view: View, shape: Shape) -> tuple[Shape, ...]:
         raise ValueError(f"view {view.spec!r} has no pieces: it is for elementwise rules (shape {shape})")
     shapes = [shape]
     try:
-        _needs_matrix(shape)
+        if not view.steps:
+            _needs_matrix(shape)
         for step in view.steps:
             shapes = [part for piece in shapes for part in step.shapes(piece)]
     except ValueError as error:

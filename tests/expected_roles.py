@@ -136,7 +136,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Expected]] = {
             r"lm_head\.weight": ("lm_head", "matrix"),
             r"gpt_neox\.layers\.\d\.attention\.query_key_value\.weight": (
                 "attention",
-                "heads(4) split(8,8,8)",
+                "heads(4) split(8,8,8) join",
             ),
             r"gpt_neox\.layers\.\d\.attention\.dense\.weight": ("attention", "matrix"),
             r"gpt_neox\.layers\.\d\.mlp\.dense_h_to_4h\.weight": ("mlp_in", "matrix"),
@@ -154,7 +154,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Expected]] = {
         ),
         {
             r"transformer\.word_embeddings\.weight": ("tied_embedding", "matrix"),
-            r".*query_key_value\.weight": ("attention", "heads(2) split(16,8,8)"),
+            r".*query_key_value\.weight": ("attention", "heads(2) split(16,8,8) join"),
             r".*attention\.dense\.weight": ("attention", "matrix"),
             r".*dense_h_to_4h\.weight": ("mlp_in", "matrix"),
             r".*dense_4h_to_h\.weight": ("mlp_out", "matrix"),
@@ -169,7 +169,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Expected]] = {
             r"backbone\.embeddings\.weight": ("tied_embedding", "matrix"),
             r".*mixer\.(A_log|D|conv1d\.weight|\w+\.bias)": VECTOR,
             r".*mixer\.in_proj\.weight": ("hidden", "split(64,64)"),
-            r".*mixer\.(x|dt|out)_proj\.weight": ("hidden", "matrix"),
+            r".*mixer\.x_proj\.weight": ("hidden", "split(2,4,4)"),
+            r".*mixer\.(dt|out)_proj\.weight": ("hidden", "matrix"),
             r".*norm\w*\.weight": VECTOR,
         },
     ),

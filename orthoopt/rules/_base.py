@@ -78,6 +78,12 @@ class Rule:
     """Move the state by one step. With ``gate`` (0-d, 1 or 0) every change of state is multiplied by it."""
     equivariance: Callable[[Options, int, int], Equivariance]
     """The promised symmetry under given options, for matrices of so many rows and columns."""
+    measure: Callable[[Tensor, Options, tuple[int, ...] | None], Tensor] | None = None
+    """Of an elementwise rule whose update depends on a vector's length: what becomes of ``accumulate``'s numerators.
+
+    It gets a tensor, the options, and the dimensions of a vector in it: (-2, -1) for ``(..., rows, cols)``, as the
+    group's view shows a fused or stacked parameter, or None where the whole tensor is one.
+    """
     direction: Callable[..., Tensor] | None = None
     """``(..., rows, cols)`` and the rule's own options -> the update, same shape; a rule without matrix state."""
     advance: Callable[..., tuple[Tensor, State]] | None = None
@@ -112,6 +118,11 @@ class Rule:
     def is_matrix(self) -> bool:
         """Whether the rule needs its parameters seen as matrices."""
         return self.direction is not None or self.advance is not None
+
+    @property
+    def uses_views(self) -> bool:
+        """Whether the rule sees its parameters through their views, as a matrix rule does or to measure vectors."""
+        return self.is_matrix or self.measure is not None
 
     def options(self, group: Options) -> dict[str, Any]:
         """This rule's options out of a param group."""
@@ -153,6 +164,8 @@ class Rule:
             own = {*self.viewed, *self.init_matrix(grad, options)}
             update, moved = self.move(update, {key: state[key] for key in own if key in state}, options)
             return update, {**state, **moved}
+        if self.measure is not None:
+            update = self.measure(update, options, None)
         if signal.denominators is not None:
             update = update / signal.denominators[0]
         if signal.divisors is not None:
