@@ -11,7 +11,7 @@ import re
 from orthoopt.census import Candidate
 from orthoopt.layers import Verdict
 from orthoopt.layouts import HEADS, KEY_VALUE_HEADS, Layout
-from orthoopt.naming import names
+from orthoopt.naming import FUSED_QKV, names
 from orthoopt.views import parse_view
 
 _QUERY = names("q_proj to_q wq q_attn query q q_b_proj q_proj_weight")
@@ -29,7 +29,7 @@ def per_head(candidate: Candidate, verdict: Verdict) -> Layout | None:
         return None
     fused = _FUSED.fullmatch(verdict.view)
     if fused is not None:
-        return _fused(fused, verdict.view.removesuffix(" join"), heads)
+        return _fused(candidate, fused, verdict.view.removesuffix(" join"), heads)
     if verdict.view not in ("matrix", "transpose") or candidate.param.ndim != 2:
         return None
     ((rows, cols),) = parse_view(verdict.view).piece_shapes(candidate.shape)
@@ -53,10 +53,16 @@ def per_head(candidate: Candidate, verdict: Verdict) -> Layout | None:
     return None
 
 
-def _fused(fused: re.Match[str], view: str, heads: int) -> Layout | None:
-    """q, k, v in one matrix: every block is cut into heads of one size, the first block's over its head count."""
+def _fused(candidate: Candidate, fused: re.Match[str], view: str, heads: int) -> Layout | None:
+    """q, k, v in one matrix: every block is cut into heads of one size, the first block's over its head count.
+
+    Other things that attentions fuse have heads only where they are fused head after head.
+    """
     sizes = [int(size) for size in fused["sizes"].split(",")]
     groups = int(fused["groups"] or 1)
+    if not {candidate.last, candidate.leaf} & FUSED_QKV:
+        known = groups == heads and min(sizes) >= 2
+        return (view, f"per head, {heads} heads") if known else None
     size, left = divmod(sizes[0] * groups, heads)
     if left or size < 2 or any(block % size for block in sizes):
         return None

@@ -60,10 +60,19 @@ NOT_REACHED = {
     "reformer": (r"lm_head\.bias", "the head's Linear has a bias of its own"),
 }
 
-# Where the pass keeps rows apart that are one matrix all the same: the view that is right, with the reason.
-ONE_MATRIX = {
-    "diffllama": (r".*\.v_proj\.weight", "matrix", "two attentions read the two halves of its heads"),
-    "zamba": (r".*\.in_proj\.weight", "interleave(2)", "a scan for each head of the gate and of x"),
+# Where what the pass shows is not all: the view that is right all the same, with the reason.
+_DISTANCES = "one side of it is distances, picked by place"
+_SERIES = "two series, of the next window and of this one, that meet in one softmax"
+READ_OTHERWISE: dict[str, list[tuple[str, str, str]]] = {
+    "deepseek_v4": [
+        (r".*\.indexer\.(kv|gate)_proj\.weight", "split(14,14)", _SERIES),
+        (r".*\.3\..*\.compressor\.(kv|gate)_proj\.weight", "split(20,20)", _SERIES),
+    ],
+    "diffllama": [(r".*\.v_proj\.weight", "matrix", "two attentions read the two halves of its heads")],
+    "inkling_text": [(r".*\.rel_logits_proj\.proj", "vector", _DISTANCES)],
+    "inkling2_text": [(r".*\.rel_logits_proj\.proj", "vector", _DISTANCES)],
+    "prophetnet": [(r".*\.relative_pos_embeddings\.weight", "vector", _DISTANCES)],
+    "zamba": [(r".*\.in_proj\.weight", "interleave(2)", "a scan for each head of the gate and of x")],
 }
 
 # Where a router has layers before the one whose outputs are sorted.

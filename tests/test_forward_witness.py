@@ -13,7 +13,7 @@ import pytest
 import torch
 from agreement import disagreements, fitting_view
 from architecture_sizes import EXCEPTIONS
-from forward_cases import DEEP_ROUTERS, NO_FORWARD, NONE, NOT_REACHED, ONE_MATRIX, QUICK, VARIANTS
+from forward_cases import DEEP_ROUTERS, NO_FORWARD, NONE, NOT_REACHED, QUICK, READ_OTHERWISE, VARIANTS
 from forward_inputs import ASSISTANTS, forward_arguments, input_ids
 from forward_witness import Evidence, watch
 from hypothesis import given
@@ -37,12 +37,13 @@ def witness(name: str, options: dict[str, Any] | None = None) -> tuple[nn.Module
 
 def check(name: str, options: dict[str, Any] | None = None) -> None:
     model, seen = witness(name, options)
-    pattern, view, reason = ONE_MATRIX.get(name, (NONE, "", ""))
+    otherwise = READ_OTHERWISE.get(name, [])
     inside = DEEP_ROUTERS.get(name, NONE)
     found = []
     for entry in roles(model):
-        if re.fullmatch(pattern, entry.name):
-            found += [f"{entry}: the view is {view}, {reason}"] if entry.view != view else []
+        said = next(((view, reason) for pattern, view, reason in otherwise if re.fullmatch(pattern, entry.name)), None)
+        if said is not None:
+            found += [f"{entry}: the view is {said[0]}, {said[1]}"] if entry.view != said[0] else []
         elif re.fullmatch(inside, entry.name):
             found += [f"{entry}: is a layer of a router"] if entry.role != "router" else []
         else:
@@ -82,7 +83,7 @@ def test_roles_agree_with_the_forward_pass_of_variants(name: str, options: dict[
 
 
 def test_the_cases_are_architectures_of_this_transformers() -> None:
-    cases = {*NO_FORWARD, *QUICK, *NOT_REACHED, *ONE_MATRIX, *DEEP_ROUTERS, *ASSISTANTS, *dict(VARIANTS)}
+    cases = {*NO_FORWARD, *QUICK, *NOT_REACHED, *READ_OTHERWISE, *DEEP_ROUTERS, *ASSISTANTS, *dict(VARIANTS)}
     assert cases <= set(architectures.names("causal_lm"))
 
 
