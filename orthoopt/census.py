@@ -83,7 +83,7 @@ class Candidate:
             config = getattr(module, "config", None)
             for source in (module, config, getattr(config, "text_config", None)):
                 for name in names:
-                    value = getattr(source, name, None)
+                    value = _stated(source, name)
                     if isinstance(value, int) and not isinstance(value, bool):
                         return value
         return None
@@ -96,6 +96,13 @@ class Candidate:
                 if isinstance(value, bool):
                     return value
         return None
+
+
+def _stated(source: object, name: str) -> object:
+    """An attribute that a module has itself; not what its ``__getattr__`` finds, with warnings, in a config."""
+    if isinstance(source, nn.Module) and name not in source.__dict__ and not hasattr(type(source), name):
+        return None
+    return getattr(source, name, None)
 
 
 def take_census(params: Parameters) -> Census:
@@ -131,13 +138,24 @@ def _from_module(model: nn.Module, census: Census) -> Iterator[Candidate]:
             if weight is not None:
                 ids.add(id(weight))
     for name, param in model.named_parameters(remove_duplicate=False):
-        parts = naming.clean_name(name).split(".")
-        modules = [model]
-        for part in name.split(".")[:-1]:
-            if part == "parametrizations":
-                break
-            modules.append(modules[-1].get_submodule(part))
-        yield Candidate(name, param, tuple(parts[:-1]), parts[-1], tuple(reversed(modules)), census)
+        *path, leaf = naming.clean_name(name).split(".")
+        modules = _modules(model, name.split(".")[:-1])
+        leaf = naming.original_leaf(leaf, modules[0]._parameters.__contains__)
+        yield Candidate(name, param, tuple(path), leaf, modules, census)
+
+
+def _modules(model: nn.Module, components: list[str]) -> tuple[nn.Module, ...]:
+    """The owner and its ancestors, without those that only wrap another: their classes would hide what they wrap."""
+    modules, inner, saved = [model], model, False
+    for part in components:
+        if part == "parametrizations":
+            break
+        inner = inner.get_submodule(part)
+        if part in naming.WRAPPERS or part == "modules_to_save" or saved:
+            modules.pop()
+        saved = part == "modules_to_save"
+        modules.append(inner)
+    return tuple(reversed(modules))
 
 
 def _accessed_weight(module: nn.Module, accessor: str) -> Tensor | None:
@@ -157,12 +175,17 @@ def _accessed_weight(module: nn.Module, accessor: str) -> Tensor | None:
 def _from_items(params: Iterable[tuple[str, Tensor]] | Iterable[Tensor], census: Census) -> Iterator[Candidate]:
     if isinstance(params, torch.Tensor):
         raise TypeError("parameters must be a module, (name, tensor) pairs, or tensors in a list, not one tensor")
-    for position, item in enumerate(params):
+    items = list(params)
+    names = {item[0] for item in items if isinstance(item, tuple) and len(item) == 2}
+    for position, item in enumerate(items):
         name, param = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
         if not isinstance(param, torch.Tensor) or not isinstance(name, str | None):
             raise TypeError(
                 f"parameter {position} is {type(item).__name__}, not a tensor or a (name, tensor) pair; "
                 "a model may be given whole"
             )
-        parts = naming.clean_name(name).split(".") if name is not None else [""]
-        yield Candidate(name, param, tuple(parts[:-1]), parts[-1], (), census)
+        *path, leaf = naming.clean_name(name).split(".") if name is not None else [""]
+        if name is not None:
+            before = name[: name.rindex(".") + 1] if "." in name else ""
+            leaf = naming.original_leaf(leaf, lambda other, before=before: f"{before}{other}" in names)  # type: ignore[misc]
+        yield Candidate(name, param, tuple(path), leaf, (), census)

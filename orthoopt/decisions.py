@@ -11,9 +11,15 @@ from collections.abc import Callable
 from torch import nn
 
 from orthoopt import naming
+from orthoopt.adapters import adapter
 from orthoopt.census import Candidate
+from orthoopt.fused_projections import gated, key_value, listed_blocks
 from orthoopt.layers import Verdict, attention_layer, owner_words
-from orthoopt.linear_maps import conv1d, convolution, dense, expert, fused_attention, recurrent
+from orthoopt.linear_maps import adaptive_softmax, bilinear, conv1d, convolution, dense, expert, fused_attention
+from orthoopt.modulation import denoiser_output, modulation
+from orthoopt.parametrizations import parametrized
+from orthoopt.recurrent import recurrent
+from orthoopt.state_spaces import selective_state_space
 
 
 def _own_name(candidate: Candidate) -> str:
@@ -23,13 +29,6 @@ def _own_name(candidate: Candidate) -> str:
 
 def _matrix_or_vector(candidate: Candidate) -> str:
     return "matrix" if candidate.param.ndim >= 2 else "vector"
-
-
-def adapter(candidate: Candidate) -> Verdict | None:
-    """LoRA first: a rank-8 adapter of a gate_proj looks like a router."""
-    if candidate.param.ndim != 2 or not naming.is_lora((*candidate.path, candidate.leaf)):
-        return None
-    return Verdict("hidden", "matrix", "one half of a LoRA adapter, whatever layer it adapts")
 
 
 def bias(candidate: Candidate) -> Verdict | None:
@@ -163,12 +162,16 @@ def nothing_known(candidate: Candidate) -> Verdict | None:
 
 
 DECISIONS: tuple[Callable[[Candidate], Verdict | None], ...] = (
+    parametrized,
     adapter,
     bias,
     position,
     state_space,
     thin,
     embedding,
+    adaptive_softmax,
+    modulation,
+    denoiser_output,
     head,
     router,
     expert,
@@ -176,6 +179,11 @@ DECISIONS: tuple[Callable[[Candidate], Verdict | None], ...] = (
     conv1d,
     fused_attention,
     recurrent,
+    bilinear,
+    selective_state_space,
+    listed_blocks,
+    gated,
+    key_value,
     dense,
     shape_alone,
     nothing_known,

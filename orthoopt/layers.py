@@ -8,6 +8,7 @@ from torch import nn
 
 from orthoopt import naming
 from orthoopt.census import Candidate
+from orthoopt.mlp_shapes import plain_mlp_side, side_by_shapes
 
 
 class Verdict(NamedTuple):
@@ -48,8 +49,16 @@ def place(candidate: Candidate) -> tuple[str, str] | None:
             return kind, f"in {around[0]}" if around and not around[0].isdigit() else f"in {parent.__name__}"
     named = naming.block(candidate.path)
     if named is None:
-        return None
+        return _holder(candidate)
     return named[0], f"in {named[1]}" if named[1] != candidate.last else ""
+
+
+def _holder(candidate: Candidate) -> tuple[str, str] | None:
+    """The class of the innermost module that is no mere container: diffusers' ``to_out.0`` is in an Attention."""
+    held = (m for m in candidate.modules[1:] if not isinstance(m, nn.ModuleList | nn.ModuleDict | nn.Sequential))
+    kind = type(next(held, None)).__name__
+    said = naming.block_kind(kind)
+    return None if said is None else (said, f"in {kind}")
 
 
 def attention_layer(candidate: Candidate) -> str | None:
@@ -69,6 +78,9 @@ def mlp_side(candidate: Candidate) -> str | None:
         return "out"
     where = place(candidate)
     inside = (where is not None and where[0] == "mlp") or naming.expert_component(candidate.path) is not None
+    shaped = (side_by_shapes if inside else plain_mlp_side)(candidate)
+    if shaped is not None and candidate.leaf == "weight":
+        return shaped
     if candidate.path[-2:] == ("intermediate", "dense"):
         return "in"
     if candidate.path[-2:] == ("output", "dense"):

@@ -11,8 +11,8 @@ from orthoopt.census import Candidate
 
 Layout = tuple[str, str]
 
-HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
-KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_head", "n_kv_heads")
+HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "heads")
+KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_head", "n_kv_heads", "n_query_groups", "kv_heads")
 # q, k and v of one head lie together, head after head
 _PER_HEAD = ("GPTNeoX", "Bloom", "Persimmon", "MiniMaxLightning")
 # x above z; others of the family interleave them
@@ -34,7 +34,7 @@ def fused_qkv(candidate: Candidate, rows: int, cols: int, axis: str = "rows") ->
         return "matrix", "q, k, v fused in an order of their own, seen as one matrix"
     if heads:
         key_value = candidate.attribute(*KEY_VALUE_HEADS) or heads
-        per_head = candidate.attribute("head_dim") or cols // heads
+        per_head = candidate.attribute("head_dim", "head_size") or cols // heads
         if rows == (heads + 2 * key_value) * per_head:
             sizes = [heads * per_head, key_value * per_head, key_value * per_head]
             grouped = f", {heads} query and {key_value} key/value heads" if key_value != heads else ""

@@ -6,6 +6,7 @@ from torch import nn
 
 from orthoopt import layouts, naming
 from orthoopt.census import Candidate
+from orthoopt.fused_projections import kernel_blocks
 from orthoopt.heads import is_dense
 from orthoopt.layers import Verdict, attention_layer, is_conv1d, mlp_side, mlp_words, owner_words
 
@@ -40,7 +41,14 @@ def convolution(candidate: Candidate) -> Verdict | None:
         return None
     shown = owner_words(candidate)
     if owner.groups == owner.in_channels and owner.groups > 1:
-        return Verdict("vector", "vector", f"depthwise {shown}: mixes no channels, one filter each")
+        each = owner.out_channels // owner.groups
+        filters = "one filter" if each == 1 else f"{each} filters"
+        return Verdict("vector", "vector", f"depthwise {shown}: mixes no channels, {filters} each")
+    if _gives_logits(candidate):
+        return Verdict("lm_head", "flatten", f"{shown} of size 1, the last layer of {candidate.path[0]}, gives logits")
+    fused = kernel_blocks(candidate) if owner.groups == 1 else None
+    if fused is not None:
+        return Verdict("conv", f"flatten {fused[0]}", f"{shown} of size 1: {fused[1]}")
     first = candidate.param is candidate.census.first_kernel
     reason = f"{shown}, the first: reads {owner.in_channels} input channels" if first else shown
     groups = f" heads({owner.groups})" if owner.groups > 1 else ""
@@ -49,6 +57,16 @@ def convolution(candidate: Candidate) -> Verdict | None:
     if owner.transposed:
         return Verdict("conv", f"flatten{groups} transpose", f"{reason}, stored (in, out, k...)")
     return Verdict("conv", f"flatten{groups}", reason)
+
+
+def _gives_logits(candidate: Candidate) -> bool:
+    """A kernel of size 1 that ends a part called as heads are, with no Linear or kernel after it (SqueezeNet, FCN)."""
+    if max(candidate.shape[2:]) > 1 or not candidate.path or candidate.path[0] not in naming.HEADS:
+        return False
+    if candidate.census.heads or naming.in_a_stack(candidate.path[:-1]):
+        return False
+    below = [c for c in candidate.census.everything if c.path[:1] == candidate.path[:1] and c.param.ndim >= 2]
+    return below[-1].param is candidate.param
 
 
 def conv1d(candidate: Candidate) -> Verdict | None:
@@ -87,16 +105,26 @@ def fused_attention(candidate: Candidate) -> Verdict | None:
     )
 
 
-def recurrent(candidate: Candidate) -> Verdict | None:
-    """torch's RNN, GRU and LSTM fuse their gates in the rows."""
-    owner = candidate.owner
-    if not isinstance(owner, nn.RNNBase | nn.RNNCellBase) or candidate.param.ndim != 2:
+def bilinear(candidate: Candidate) -> Verdict | None:
+    """nn.Bilinear (out, in1, in2) is a linear map of the products of its two inputs, as a kernel is one of a patch.
+
+    Flattened, its update turns with all three spaces; as a stack of (in1, in2) forms it would not with the outputs.
+    """
+    if not isinstance(candidate.owner, nn.Bilinear) or candidate.leaf != "weight":
         return None
-    gates = candidate.shape[0] // owner.hidden_size
-    if gates > 1 and gates * owner.hidden_size == candidate.shape[0]:
-        view = layouts.blocks([owner.hidden_size] * gates)
-        return Verdict("hidden", view, f"{owner_words(candidate)} {gates} gates fused in its rows")
-    return Verdict("hidden", "matrix", f"{owner_words(candidate)} recurrent weights")
+    if candidate.shape[0] == 1:
+        return Verdict("hidden", "matrix", "nn.Bilinear with one output: a form of its two inputs")
+    return Verdict("hidden", "flatten", "nn.Bilinear: maps the products of its two inputs")
+
+
+def adaptive_softmax(candidate: Candidate) -> Verdict | None:
+    """The logits of nn.AdaptiveLogSoftmaxWithLoss: of frequent classes and clusters, then of each cluster's classes."""
+    softmax = next((m for m in candidate.modules if isinstance(m, nn.AdaptiveLogSoftmaxWithLoss)), None)
+    if softmax is None or not is_dense(candidate):
+        return None
+    if candidate.last in ("head", "1"):  # tail.0.0 leads into the first cluster, tail.0.1 to its classes
+        return Verdict("lm_head", "matrix", f"{owner_words(candidate)} of nn.AdaptiveLogSoftmaxWithLoss, gives logits")
+    return Verdict("hidden", "matrix", f"{owner_words(candidate)} of nn.AdaptiveLogSoftmaxWithLoss, before the logits")
 
 
 def dense(candidate: Candidate) -> Verdict | None:

@@ -1,0 +1,60 @@
+"""The sides of an mlp by the shapes of all its layers, whatever they are called."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from orthoopt.census import Candidate
+
+
+def side_by_shapes(candidate: Candidate) -> str | None:
+    """ "in" or "out" for one of the two or three layers of an mlp: only the way out fits all the others.
+
+    The way out is (H, I) where the others are (I, H), or (2 I, H) when they hold gate and up. None where the shapes
+    fit more than one way, and without modules.
+    """
+    layers = _layers(candidate)
+    leading = [layer for layer in layers if all(_opposite(layer, other) for other in layers if other is not layer)]
+    if len(layers) == 2 and len(leading) == 2:
+        leading = layers[1:]  # square: modules are listed in the order in which they are used
+    if len(leading) != 1:
+        return None
+    return "out" if leading[0] is candidate.owner else "in"
+
+
+def plain_mlp_side(candidate: Candidate) -> str | None:
+    """The side of a layer in an nn.Sequential that holds an mlp among other things: Linear, activation, Linear."""
+    parent = candidate.modules[1] if len(candidate.modules) > 1 else None
+    if not isinstance(parent, nn.Sequential):
+        return None
+    children = [child for child in parent if not isinstance(child, nn.Dropout)]
+    linear = [place for place, child in enumerate(children) if isinstance(child, nn.Linear)]
+    if len(linear) != 2 or linear[1] != linear[0] + 2:
+        return None
+    between = children[linear[0] + 1]
+    if any(True for _ in between.parameters()) or isinstance(between, nn.Identity):
+        return None
+    return side_by_shapes(candidate)
+
+
+def _layers(candidate: Candidate) -> list[nn.Module]:
+    """The Linear layers of the innermost module that holds more than the candidate's own; none if they are many."""
+    for module in candidate.modules[1:]:
+        layers = [inner for inner in module.modules() if _is_linear(inner)]
+        if len(layers) > 1:
+            return layers if len(layers) <= 3 else []
+    return []
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return "Linear" in type(module).__name__ and len(_shape(module)) == 2
+
+
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    weight = getattr(module, "weight", None)  # no parameter of its own where it is computed from others
+    return tuple(weight.shape) if isinstance(weight, Tensor) else ()
+
+
+def _opposite(out: nn.Module, other: nn.Module) -> bool:
+    (back, inner), (rows, width) = _shape(out), _shape(other)
+    return width == back and rows in (inner, 2 * inner)
