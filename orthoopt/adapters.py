@@ -33,7 +33,9 @@ def adapter(candidate: Candidate) -> Verdict | None:
     if tokens is not None:
         return tokens
     if "trainable_tokens_delta" in path:
-        return Verdict("embedding", "matrix", "rows of an embedding that are trained, in peft's trainable_tokens_delta")
+        tied = "; the head's too, the same tensor" if candidate.aliases else ""
+        words = f"trainable_tokens_delta: the rows of an embedding that are trained{tied}"
+        return Verdict("tied_embedding" if tied else "embedding", "matrix", words)
     layer = _tuner_layer(candidate)
     method = next((part for part in path if part in _LOOKED_UP + _AFTER_LOOKUP + _FACTORS + _ROTATIONS), None)
     if method in _LOOKED_UP and candidate.param.ndim == 2:
@@ -41,14 +43,14 @@ def adapter(candidate: Candidate) -> Verdict | None:
         return Verdict("embedding", "transpose", words)
     if layer is None and method not in ("lora_A", "lora_B", *_AFTER_LOOKUP):
         return None  # other names need peft's class beside them
+    if method in _ROTATIONS:
+        return Verdict("vector", "vector", f"{method} holds the free entries of rotations, used entry by entry")
     if candidate.param.ndim != 2:
         return None if layer is None or isinstance(candidate.owner, nn.modules.conv._ConvNd) else _unknown(path, layer)
     if min(candidate.shape) < 2:
         return None
     if method in _FACTORS + _AFTER_LOOKUP:
         return _factor(candidate, method or "", layer)
-    if method in _ROTATIONS:
-        return Verdict("vector", "vector", f"{method} holds the free entries of rotations, used entry by entry")
     if isinstance(candidate.owner, nn.Linear):
         if any("router" in naming.words(part) for part in candidate.path[-2:]):
             return Verdict("router", "matrix", f"nn.Linear {candidate.path[-2]}: chooses among adapters")
@@ -59,6 +61,8 @@ def adapter(candidate: Candidate) -> Verdict | None:
 def _factor(candidate: Candidate, method: str, layer: nn.Module | None) -> Verdict:
     is_lora = method.startswith("lora_")
     said = "one half of a LoRA adapter" if is_lora else f"{method}, a factor of an adapter"
+    if method == "lora_B" and _adapts_a_head(candidate, layer):
+        return Verdict("lm_head", "matrix", "lora_B of the output layer: its rows are those of the logits")
     experts = getattr(layer, "num_experts", 1)
     if is_lora and isinstance(experts, int) and experts > 1:  # peft's ParamWrapper: all experts in one Linear
         view = f"heads({experts})" if method == "lora_A" else f"transpose interleave({experts}) transpose"
@@ -66,8 +70,14 @@ def _factor(candidate: Candidate, method: str, layer: nn.Module | None) -> Verdi
     return Verdict("hidden", "matrix", f"{said}, whatever layer it adapts")
 
 
+def _adapts_a_head(candidate: Candidate, layer: nn.Module | None) -> bool:
+    base = getattr(layer, "base_layer", None)
+    ids = {id(param) for param in base.parameters()} if isinstance(base, nn.Module) else set()
+    return bool(ids & (candidate.census.heads.keys() | candidate.census.output_ids))
+
+
 def _unknown(path: tuple[str, ...], layer: nn.Module | None) -> Verdict:
-    held = next((part for part in reversed(path[:-1]) if not part.isdigit()), path[-1])
+    held = next((part for part in path if isinstance(getattr(layer, part, None), nn.Module)), path[-1])
     return Verdict(
         "unknown", "matrix", f"{held} of an adapter, peft's {type(layer).__name__}: no linear map known here"
     )

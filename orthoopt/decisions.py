@@ -13,7 +13,7 @@ from torch import nn
 from orthoopt import naming
 from orthoopt.adapters import adapter
 from orthoopt.census import Candidate
-from orthoopt.fused_projections import gated, key_value, listed_blocks
+from orthoopt.fused_projections import gated, head_groups, key_value, listed_blocks
 from orthoopt.layers import Verdict, attention_layer, owner_words
 from orthoopt.linear_maps import adaptive_softmax, bilinear, conv1d, convolution, dense, expert, fused_attention
 from orthoopt.modulation import denoiser_output, modulation
@@ -44,7 +44,8 @@ def position(candidate: Candidate) -> Verdict | None:
     """Tables of positions and learned tokens: their rows are not the entries of a vocabulary."""
     table = candidate.leaf == "weight" and (_is_embedding(candidate) or not candidate.modules)
     around = naming.words(candidate.path[-2]) if len(candidate.path) > 1 else set()
-    if table and (naming.is_position(candidate.last) or around & {"position", "relative"}):
+    around |= naming.words(type(candidate.modules[1]).__name__) if len(candidate.modules) > 1 else set()
+    if table and (naming.is_position(candidate.last) or around & {"position", "positional", "relative"}):
         return Verdict("vector", "vector", f"{owner_words(candidate)} {candidate.last} is a position table")
     if candidate.leaf == "weight":
         return None
@@ -183,6 +184,7 @@ DECISIONS: tuple[Callable[[Candidate], Verdict | None], ...] = (
     selective_state_space,
     listed_blocks,
     gated,
+    head_groups,
     key_value,
     dense,
     shape_alone,

@@ -88,6 +88,27 @@ def _inner_sizes(holder: nn.Module) -> list[int]:
     return [child.in_features for child in holder.children() if isinstance(child, nn.Linear)]
 
 
+def head_groups(candidate: Candidate) -> Verdict | None:
+    """Queries with their key and value, group after group (earlier lit-gpt) or head after head (GPT-NeoX)."""
+    if not is_dense(candidate) or attention_layer(candidate) is None:
+        return None
+    rows = candidate.shape[0]
+    parent = type(candidate.modules[1]).__name__ if len(candidate.modules) > 1 else ""
+    if candidate.last == "attn" and parent == "CausalSelfAttention":
+        heads, groups = candidate.attribute("n_head"), candidate.attribute("n_query_groups")
+        words = "q, k, v fused group after group"
+    elif candidate.last == "query_key_value" and parent in ("ParallelSelfAttention", "ParallelAttention"):
+        heads = groups = candidate.attribute("num_attention_heads_per_partition")
+        words = "q, k, v fused head after head"
+    else:
+        return None
+    if not heads or not groups or heads % groups or rows % (heads + 2 * groups):
+        return None
+    size = rows // (heads + 2 * groups)
+    view = f"heads({groups}) {blocks([heads // groups * size, size, size])}"
+    return Verdict("attention", view, f"{owner_words(candidate)} {candidate.last}: {words}")
+
+
 def key_value(candidate: Candidate) -> Verdict | None:
     """Key above value, the query apart: ``kv`` as in timm, ``to_kv`` as in lucidrains' and diffusers' attentions."""
     if not is_dense(candidate) or attention_layer(candidate) is None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from orthoopt import naming
 from orthoopt.census import Candidate
-from orthoopt.mlp_shapes import plain_mlp_side, side_by_shapes
+from orthoopt.mlp_shapes import plain_mlp_side, side_by_shapes, side_together
 
 
 class Verdict(NamedTuple):
@@ -78,9 +78,10 @@ def mlp_side(candidate: Candidate) -> str | None:
         return "out"
     where = place(candidate)
     inside = (where is not None and where[0] == "mlp") or naming.expert_component(candidate.path) is not None
-    shaped = (side_by_shapes if inside else plain_mlp_side)(candidate)
-    if shaped is not None and candidate.leaf == "weight":
-        return shaped
+    if candidate.leaf == "weight":
+        shaped = (side_together(candidate) or side_by_shapes(candidate)) if inside else plain_mlp_side(candidate)
+        if shaped is not None:
+            return shaped
     if candidate.path[-2:] == ("intermediate", "dense"):
         return "in"
     if candidate.path[-2:] == ("output", "dense"):

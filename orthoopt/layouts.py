@@ -11,7 +11,7 @@ from orthoopt.census import Candidate
 
 Layout = tuple[str, str]
 
-HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "heads")
+HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "heads", "num_attention_heads_per_partition")
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_head", "n_kv_heads", "n_query_groups", "kv_heads")
 # q, k and v of one head lie together, head after head
 _PER_HEAD = ("GPTNeoX", "Bloom", "Persimmon", "MiniMaxLightning")

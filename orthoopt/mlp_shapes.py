@@ -1,10 +1,27 @@
-"""The sides of an mlp by the shapes of all its layers, whatever they are called."""
+"""The sides of an mlp by all its layers together: by their shapes, whatever they are called, or by their names."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from orthoopt.census import Candidate
+
+# Layers that say which is which only together: lit-gpt's, DINOv2's and timm's.
+_TOGETHER = (
+    (("fc_1", "fc_2"), "proj"),
+    (("fc",), "proj"),
+    (("w12",), "w3"),
+    (("fc1_g", "fc1_x"), "fc2"),
+)
+
+
+def side_together(candidate: Candidate) -> str | None:
+    """ "in" or "out" for a layer of an mlp whose other layers stand beside it under the names that go with it."""
+    for ways_in, out in _TOGETHER:
+        names = {*ways_in, out}
+        if candidate.last in names and all(candidate.beside(name) is not None for name in names):
+            return "out" if candidate.last == out else "in"
+    return None
 
 
 def side_by_shapes(candidate: Candidate) -> str | None:

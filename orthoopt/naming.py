@@ -32,6 +32,7 @@ def names(text: str) -> frozenset[str]:
 EMBEDDINGS = names("wte embed_tokens embed_in tok_embeddings token_embedding_table shared")
 HEADS = names("lm_head lm_heads head dist_head head_dist classifier score embed_out output_layer logits qa_outputs")
 ROUTERS = names("gate router shared_expert_gate gating gate_network")
+_SPECIAL = names("cls class mask dist distillation reg register query latent memory prompt padding")
 STATE_SPACE = names("A_log A_logs A_b_log D Ds dt_bias time_decay time_first time_faaaa")
 
 ATTENTION = names(
@@ -82,22 +83,8 @@ def is_position(component: str) -> bool:
 def is_token(leaf: str) -> bool:
     """Whether a raw parameter of this name is a learned token that is put beside the inputs."""
     said = words(leaf)
-    special = {
-        "cls",
-        "class",
-        "mask",
-        "dist",
-        "distillation",
-        "reg",
-        "register",
-        "query",
-        "latent",
-        "prompt",
-        "padding",
-    }
-    return leaf in ("latent", "latents") or bool(
-        said & special and said & {"token", "tokens", "embedding", "embeddings"}
-    )
+    beside = said & {"token", "tokens", "embedding", "embeddings"}
+    return leaf in ("latent", "latents") or bool(said & _SPECIAL and beside)
 
 
 def is_embedding(component: str) -> bool:
