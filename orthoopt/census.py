@@ -144,6 +144,17 @@ def _from_module(model: nn.Module, census: Census) -> Iterator[Candidate]:
         yield Candidate(name, param, tuple(path), leaf, modules, census)
 
 
+def children(module: nn.Module) -> list[nn.Module]:
+    """The modules directly below, each without what only wraps it."""
+    return [_unwrapped(child) for child in module.children()]
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while len(module._modules) == 1 and not naming.WRAPPERS.isdisjoint(module._modules):
+        module = next(module.children())
+    return module
+
+
 def _modules(model: nn.Module, components: list[str]) -> tuple[nn.Module, ...]:
     """The owner and its ancestors, without those that only wrap another: their classes would hide what they wrap."""
     modules, inner, saved = [model], model, False

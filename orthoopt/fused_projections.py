@@ -11,7 +11,7 @@ import re
 from torch import nn
 
 from orthoopt import naming
-from orthoopt.census import Candidate
+from orthoopt.census import Candidate, children
 from orthoopt.heads import is_dense
 from orthoopt.layers import Verdict, attention_layer, mlp_side, owner_words
 from orthoopt.layouts import Layout, blocks
@@ -69,14 +69,14 @@ def gated(candidate: Candidate) -> Verdict | None:
     kind = type(holder).__name__
     rows = candidate.shape[0]
     shown = f"{owner_words(candidate)} {candidate.label}".rstrip()
-    if candidate.last == "proj" and _HOLDS_WAY_IN.fullmatch(kind) and len(list(holder.children())) <= 2:
+    if candidate.last == "proj" and _HOLDS_WAY_IN.fullmatch(kind) and len(children(holder)) <= 2:
         if _GATED_ACTIVATION.fullmatch(kind) and rows % 2 == 0:
             return Verdict("mlp_in", blocks([rows // 2] * 2), f"{shown} of {kind}: value and gate fused in its rows")
         return Verdict("mlp_in", "matrix", f"{shown} of {kind}")
     inner = next((size for size in _inner_sizes(holder) if rows == 2 * size), None)
     if inner is None or rows == candidate.shape[1]:
         return None
-    active = [type(child).__name__ for child in holder.children() if not any(True for _ in child.parameters())]
+    active = [type(child).__name__ for child in children(holder) if not any(True for _ in child.parameters())]
     said = kind if kind in _GATED_MLP else next(filter(_GATED_ACTIVATION.fullmatch, active), None)
     if said is None:
         return None
@@ -85,7 +85,7 @@ def gated(candidate: Candidate) -> Verdict | None:
 
 def _inner_sizes(holder: nn.Module) -> list[int]:
     """Inputs of the layers beside, one of which reads what the gate lets through."""
-    return [child.in_features for child in holder.children() if isinstance(child, nn.Linear)]
+    return [child.in_features for child in children(holder) if isinstance(child, nn.Linear)]
 
 
 def head_groups(candidate: Candidate) -> Verdict | None:

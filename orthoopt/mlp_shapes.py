@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from orthoopt.census import Candidate
+from orthoopt.census import Candidate, children
 
 # Layers that say which is which only together: lit-gpt's, DINOv2's and timm's.
 _TOGETHER = (
@@ -44,11 +44,11 @@ def plain_mlp_side(candidate: Candidate) -> str | None:
     parent = candidate.modules[1] if len(candidate.modules) > 1 else None
     if not isinstance(parent, nn.Sequential):
         return None
-    children = [child for child in parent if not isinstance(child, nn.Dropout)]
-    linear = [place for place, child in enumerate(children) if isinstance(child, nn.Linear)]
+    used = [child for child in children(parent) if not isinstance(child, nn.Dropout)]
+    linear = [place for place, child in enumerate(used) if isinstance(child, nn.Linear)]
     if len(linear) != 2 or linear[1] != linear[0] + 2:
         return None
-    between = children[linear[0] + 1]
+    between = used[linear[0] + 1]
     if any(True for _ in between.parameters()) or isinstance(between, nn.Identity):
         return None
     return side_by_shapes(candidate)

@@ -11,7 +11,7 @@ import re
 from torch import nn
 
 from orthoopt import naming
-from orthoopt.census import Candidate
+from orthoopt.census import Candidate, children
 from orthoopt.heads import is_dense
 from orthoopt.layers import Verdict, owner_words
 from orthoopt.layouts import blocks
@@ -69,7 +69,7 @@ def _count(candidate: Candidate) -> int | None:
 
 def _norm_width(holder: nn.Module) -> int | None:
     """Features of the norms that stand beside the layer, which have no gains of their own."""
-    for module in holder.children():
+    for module in children(holder):
         shape = getattr(module, "normalized_shape", None) or getattr(module, "dim", None)
         if isinstance(shape, tuple) and "norm" in type(module).__name__.lower():
             return int(shape[-1])

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 
+from torch import nn
+
 from orthoopt.census import Candidate
 from orthoopt.layers import Verdict, owner_words
 
 _ORIGINAL = re.compile(r"(?:^|\.)parametrizations\.(?P<tensor>\w+)\.original(?P<number>\d*)$")
 _TORCH = "torch.nn.utils.parametrizations"
 _NORMS = ("_WeightNorm", "_SpectralNorm")
+_WITH_MATRICES = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd)
 
 
 def parametrized(candidate: Candidate) -> Verdict | None:
@@ -24,6 +27,11 @@ def parametrized(candidate: Candidate) -> Verdict | None:
             "vector",
             "_flat_param is many parameters in one, flattened by FSDP: wrap with use_orig_params=True, or fully_shard",
         )
+    if candidate.param.ndim == 1 and candidate.leaf == "weight" and isinstance(candidate.owner, _WITH_MATRICES):
+        words = (
+            "its weight has one dimension: a shard that FSDP flattened, or a packed weight; fully_shard keeps shapes"
+        )
+        return Verdict("unknown", "vector", f"{owner_words(candidate)}: {words}")
     original = _ORIGINAL.search(candidate.name or "")
     if original is None or candidate.owner is None or candidate.param.ndim < 2:
         return None
