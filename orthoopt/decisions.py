@@ -44,8 +44,10 @@ def position(candidate: Candidate) -> Verdict | None:
     """Tables of positions and learned tokens: their rows are not the entries of a vocabulary."""
     table = candidate.leaf == "weight" and (_is_embedding(candidate) or not candidate.modules)
     around = naming.words(candidate.path[-2]) if len(candidate.path) > 1 else set()
-    around |= naming.words(type(candidate.modules[1]).__name__) if len(candidate.modules) > 1 else set()
-    if table and (naming.is_position(candidate.last) or around & {"position", "positional", "relative"}):
+    places = len(candidate.modules) > 1 and type(candidate.modules[1]).__name__ == "AbsolutePositionalEmbedding"
+    if table and (
+        naming.is_position(candidate.last) or places or around & {"position", "positions", "positional", "relative"}
+    ):
         return Verdict("vector", "vector", f"{owner_words(candidate)} {candidate.last} is a position table")
     if candidate.leaf == "weight":
         return None

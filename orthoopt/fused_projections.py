@@ -14,14 +14,15 @@ from orthoopt import naming
 from orthoopt.census import Candidate, children
 from orthoopt.heads import is_dense
 from orthoopt.layers import Verdict, attention_layer, mlp_side, owner_words
-from orthoopt.layouts import Layout, blocks
+from orthoopt.layouts import Layout, blocks, fused_gate_up
+from orthoopt.mlp_shapes import is_doubled
 
 # nn.GLU and everybody's GEGLU, SwiGLU, ReGLU split what they get into two halves, never into even and odd
-_GATED_ACTIVATION = re.compile(r"\w*GLU")
+_GATED_ACTIVATION = re.compile(r"\w*(GLU|GatedLinearUnit)")
 # timm's gated mlp halves what fc1 gives
 _GATED_MLP = ("GluMlp",)
 # activations of diffusers that hold the layer before them
-_HOLDS_WAY_IN = re.compile(r"(\w*GLU|GELU|ApproximateGELU|LinearActivation)")
+_HOLDS_WAY_IN = re.compile(r"(\w*GLU|\w*GatedLinearUnit|GELU|ApproximateGELU|LinearActivation)")
 _KEY_VALUE = naming.names("kv to_kv to_added_kv")
 
 
@@ -73,19 +74,16 @@ def gated(candidate: Candidate) -> Verdict | None:
         if _GATED_ACTIVATION.fullmatch(kind) and rows % 2 == 0:
             return Verdict("mlp_in", blocks([rows // 2] * 2), f"{shown} of {kind}: value and gate fused in its rows")
         return Verdict("mlp_in", "matrix", f"{shown} of {kind}")
-    inner = next((size for size in _inner_sizes(holder) if rows == 2 * size), None)
-    if inner is None or rows == candidate.shape[1]:
-        return None
-    active = [type(child).__name__ for child in children(holder) if not any(True for _ in child.parameters())]
-    said = kind if kind in _GATED_MLP else next(filter(_GATED_ACTIVATION.fullmatch, active), None)
-    if said is None:
-        return None
-    return Verdict("mlp_in", blocks([inner, inner]), f"{shown}: value and gate fused in its rows, halved by {said}")
-
-
-def _inner_sizes(holder: nn.Module) -> list[int]:
-    """Inputs of the layers beside, one of which reads what the gate lets through."""
-    return [child.in_features for child in children(holder) if isinstance(child, nn.Linear)]
+    beside = [child for child in children(holder) if isinstance(child, nn.Linear) and child is not candidate.owner]
+    if len(beside) == 1 and rows == 2 * beside[0].in_features:  # it reads what the gate lets through
+        active = [type(child).__name__ for child in children(holder) if not any(True for _ in child.parameters())]
+        said = kind if kind in _GATED_MLP else next(filter(_GATED_ACTIVATION.fullmatch, active), None)
+        if said is not None:
+            halves = blocks([rows // 2] * 2)
+            return Verdict("mlp_in", halves, f"{shown}: value and gate fused in its rows, halved by {said}")
+    if mlp_side(candidate) == "in" and is_doubled(candidate) and fused_gate_up(candidate, rows) is None:
+        return Verdict("mlp_in", "matrix", f"{shown}: gate and up fused in an unknown order, seen as one matrix")
+    return None
 
 
 def head_groups(candidate: Candidate) -> Verdict | None:

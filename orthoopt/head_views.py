@@ -29,6 +29,8 @@ def per_head(candidate: Candidate, verdict: Verdict) -> Layout | None:
         return None
     fused = _FUSED.fullmatch(verdict.view)
     if fused is not None:
+        if fused["sizes"].count(",") == 1:  # k and v, the query apart
+            heads = candidate.attribute(*KEY_VALUE_HEADS) or heads
         return _fused(fused, verdict.view, heads)
     if verdict.view not in ("matrix", "transpose") or candidate.param.ndim != 2:
         return None

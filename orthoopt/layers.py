@@ -116,6 +116,9 @@ def _opposite(candidate: Candidate, other: str, is_in: bool) -> bool:
 def _numbered_side(candidate: Candidate) -> str | None:
     """The side of a layer in an nn.Sequential: of ``mlp.0`` and ``mlp.2`` the first leads in."""
     number = int(candidate.last)
+    linear = [other for other in range(number + 8) if len(candidate.beside(str(other)) or ()) == 2]
+    if len(linear) > 2 and candidate.shape[0] == candidate.shape[1]:
+        return None  # one of several hidden layers, which fits any other
     for other in range(number + 8):
         if other != number and _opposite(candidate, str(other), is_in=other > number):
             return "in" if other > number else "out"

@@ -45,7 +45,7 @@ def convolution(candidate: Candidate) -> Verdict | None:
         filters = "one filter" if each == 1 else f"{each} filters"
         return Verdict("vector", "vector", f"depthwise {shown}: mixes no channels, {filters} each")
     if _gives_logits(candidate):
-        return Verdict("lm_head", "flatten", f"{shown} of size 1, the last layer of {candidate.path[0]}, gives logits")
+        return Verdict("lm_head", "flatten", f"{shown} of size 1, the last of the network, gives logits")
     fused = kernel_blocks(candidate) if owner.groups == 1 else None
     if fused is not None:
         return Verdict("conv", f"flatten {fused[0]}", f"{shown} of size 1: {fused[1]}")
@@ -60,13 +60,21 @@ def convolution(candidate: Candidate) -> Verdict | None:
 
 
 def _gives_logits(candidate: Candidate) -> bool:
-    """A kernel of size 1 that ends a part called as heads are, with no Linear or kernel after it (SqueezeNet, FCN)."""
-    if max(candidate.shape[2:]) > 1 or not candidate.path or candidate.path[0] not in naming.HEADS:
+    """A kernel of size 1 that ends the network, alone or in a sequence called as heads are (SqueezeNet, FCN).
+
+    Beside others in a head of another class it may predict boxes; what follows it may only be auxiliary.
+    """
+    census, path = candidate.census, candidate.path
+    if max(candidate.shape[2:]) > 1 or census.heads or candidate.param is census.first_kernel:
         return False
-    if candidate.census.heads or naming.in_a_stack(candidate.path[:-1]):
+    named = next((depth for depth, part in enumerate(path) if part in naming.HEADS), None)
+    if named is None or naming.in_a_stack(path[: named + 1]):
         return False
-    below = [c for c in candidate.census.everything if c.path[:1] == candidate.path[:1] and c.param.ndim >= 2]
-    return below[-1].param is candidate.param
+    if named + 1 < len(path) and not isinstance(candidate.modules[1], nn.Sequential):
+        return False
+    matrices = [c for c in census.everything if c.param.ndim >= 2]
+    place = next(place for place, c in enumerate(matrices) if c.param is candidate.param)
+    return all(any(naming.words(part) & {"aux", "auxiliary"} for part in c.path) for c in matrices[place + 1 :])
 
 
 def conv1d(candidate: Candidate) -> Verdict | None:

@@ -16,7 +16,7 @@ _TOGETHER = (
 
 
 def side_together(candidate: Candidate) -> str | None:
-    """ "in" or "out" for a layer of an mlp whose other layers stand beside it under the names that go with it."""
+    """The side, "in" or "out", of a layer whose mlp has others beside it under the names that go with its own."""
     for ways_in, out in _TOGETHER:
         names = {*ways_in, out}
         if candidate.last in names and all(candidate.beside(name) is not None for name in names):
@@ -25,18 +25,21 @@ def side_together(candidate: Candidate) -> str | None:
 
 
 def side_by_shapes(candidate: Candidate) -> str | None:
-    """ "in" or "out" for one of the two or three layers of an mlp: only the way out fits all the others.
+    """The side, "in" or "out", of one of the two or three layers of an mlp: only the way out fits all the others.
 
     The way out is (H, I) where the others are (I, H), or (2 I, H) when they hold gate and up. None where the shapes
     fit more than one way, and without modules.
     """
-    layers = _layers(candidate)
-    leading = [layer for layer in layers if all(_opposite(layer, other) for other in layers if other is not layer)]
-    if len(layers) == 2 and len(leading) == 2:
-        leading = layers[1:]  # square: modules are listed in the order in which they are used
-    if len(leading) != 1:
+    out = _way_out(candidate)
+    if out is None:
         return None
-    return "out" if leading[0] is candidate.owner else "in"
+    return "out" if out is candidate.owner else "in"
+
+
+def is_doubled(candidate: Candidate) -> bool:
+    """Whether a way in has two rows for every input of the way out: it holds the gate too."""
+    out = _way_out(candidate)
+    return out is not None and out is not candidate.owner and candidate.shape[0] == 2 * _shape(out)[1]
 
 
 def plain_mlp_side(candidate: Candidate) -> str | None:
@@ -54,13 +57,29 @@ def plain_mlp_side(candidate: Candidate) -> str | None:
     return side_by_shapes(candidate)
 
 
+def _way_out(candidate: Candidate) -> nn.Module | None:
+    layers = _layers(candidate)
+    fitting = [layer for layer in layers if all(_opposite(layer, other) for other in layers if other is not layer)]
+    if len(layers) == 2:  # modules are listed in the order in which they are used, which settles square ones
+        fitting = [layer for layer in fitting if layer is layers[1]]
+    return fitting[0] if len(fitting) == 1 else None
+
+
 def _layers(candidate: Candidate) -> list[nn.Module]:
     """The Linear layers of the innermost module that holds more than the candidate's own; none if they are many."""
     for module in candidate.modules[1:]:
         layers = [inner for inner in module.modules() if _is_linear(inner)]
         if len(layers) > 1:
-            return layers if len(layers) <= 3 else []
+            return [] if len(layers) > 3 or _holds_stacks(module) else layers
     return []
+
+
+def _holds_stacks(module: nn.Module) -> bool:
+    """Whether experts are among the parameters: the layers around them are no two sides of one mlp."""
+    kernels = nn.modules.conv._ConvNd
+    return any(
+        p.ndim == 3 for inner in module.modules() if not isinstance(inner, kernels) for p in inner.parameters(False)
+    )
 
 
 def _is_linear(module: nn.Module) -> bool:
