@@ -83,7 +83,7 @@ class Candidate:
             config = getattr(module, "config", None)
             for source in (module, config, getattr(config, "text_config", None)):
                 for name in names:
-                    value = _stated(source, name)
+                    value = stated(source, name)
                     if isinstance(value, int) and not isinstance(value, bool):
                         return value
         return None
@@ -98,7 +98,7 @@ class Candidate:
         return None
 
 
-def _stated(source: object, name: str) -> object:
+def stated(source: object, name: str) -> object:
     """An attribute that a module has itself; not what its ``__getattr__`` finds, with warnings, in a config."""
     if isinstance(source, nn.Module) and name not in source.__dict__ and not hasattr(type(source), name):
         return None

@@ -11,7 +11,7 @@ import re
 from torch import nn
 
 from orthoopt import naming
-from orthoopt.census import Candidate, children
+from orthoopt.census import Candidate, children, stated
 from orthoopt.heads import is_dense
 from orthoopt.layers import Verdict, attention_layer, mlp_side, owner_words
 from orthoopt.layouts import Layout, blocks, fused_gate_up
@@ -49,7 +49,7 @@ def listed_blocks(candidate: Candidate) -> Verdict | None:
 def _single_stream(candidate: Candidate, axis: str) -> list[int] | None:
     """Blocks that read q, k, v and an mlp from one input and write both to one output, attention first."""
     parent = candidate.modules[1] if len(candidate.modules) > 1 else None
-    inner = getattr(parent, "mlp_hidden_dim", None)
+    inner = stated(parent, "mlp_hidden_dim")
     if not isinstance(inner, int):
         return None
     rows, cols = candidate.shape
@@ -127,7 +127,7 @@ def kernel_blocks(candidate: Candidate) -> Layout | None:
     rows = candidate.shape[0]
     parent = candidate.modules[1] if len(candidate.modules) > 1 else None
     attention = type(getattr(parent, "attention", None)).__name__
-    heads = getattr(parent, "num_heads", None)
+    heads = stated(parent, "num_heads")
     if attention == "QKVAttentionLegacy" and isinstance(heads, int) and rows % (3 * heads) == 0:
         return f"heads({heads}) {blocks([rows // (3 * heads)] * 3)}", "q, k, v fused head after head"
     if attention == "QKVAttention" or candidate.last == "to_qkv":

@@ -7,7 +7,7 @@ module, or from sizes that add up; where none speaks, the parameter stays one ma
 from __future__ import annotations
 
 from orthoopt import naming
-from orthoopt.census import Candidate
+from orthoopt.census import Candidate, stated
 
 Layout = tuple[str, str]
 
@@ -164,7 +164,7 @@ def _embedding_width(candidate: Candidate) -> int | None:
 def state_space_input(candidate: Candidate, rows: int) -> Layout | None:
     """Mamba's in_proj: (x, z) in Mamba-1; (z, x and B and C, dt) in Mamba-2."""
     mixer = candidate.modules[1] if len(candidate.modules) > 1 else None
-    inner = getattr(mixer, "intermediate_size", None)
+    inner = stated(mixer, "intermediate_size")
     if candidate.last != "in_proj" or mixer is None or not isinstance(inner, int):
         return None
     if type(mixer).__name__ in _MAMBA_1 and rows == 2 * inner:

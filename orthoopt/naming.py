@@ -83,7 +83,7 @@ def is_position(component: str) -> bool:
 def is_token(leaf: str) -> bool:
     """Whether a raw parameter of this name is a learned token that is put beside the inputs."""
     said = words(leaf)
-    beside = said & {"token", "tokens", "embedding", "embeddings"}
+    beside = said & {"token", "tokens", "embedding", "embeddings", "queries"}
     return leaf in ("latent", "latents") or bool(said & _SPECIAL and beside)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from orthoopt.census import Candidate
+from orthoopt.census import Candidate, stated
 from orthoopt.heads import is_dense
 from orthoopt.layers import Verdict, owner_words
 from orthoopt.layouts import blocks
@@ -32,7 +32,7 @@ def _mixer(candidate: Candidate) -> nn.Module | None:
 
 
 def _size(mixer: nn.Module, name: str) -> int:
-    value = getattr(mixer, name, 0)
+    value = stated(mixer, name)
     return value if isinstance(value, int) else 0
 
 

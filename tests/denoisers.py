@@ -266,3 +266,47 @@ class MLPEmbedder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out_layer(F.silu(self.in_layer(x)))
+
+
+class WanBlock(nn.Module):
+    """Wan's layer in its authors' repository: a learned table is added to the six parts of the condition."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.ffn = nn.Sequential(nn.Linear(dim, 40), nn.GELU(), nn.Linear(40, dim))
+        self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        e = (self.modulation + e).unbind(1)
+        return x + e[2].unsqueeze(1) * self.ffn(modulate(x, e[0], e[1]))
+
+
+class WanHead(nn.Module):
+    """Its last layer is called ``head.head``; it gives patches of noise."""
+
+    def __init__(self, dim: int, outputs: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(dim, outputs)
+        self.modulation = nn.Parameter(torch.zeros(1, 2, dim))
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        shift, scale = (self.modulation + e.unsqueeze(1)).unbind(1)
+        return self.head(modulate(x, shift, scale))
+
+
+class Wan(nn.Module):
+    """Patches, time, blocks, head."""
+
+    def __init__(self, dim: int = 16) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Conv3d(4, dim, 2, 2)
+        self.time_embedding = nn.Sequential(nn.Linear(20, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim * 6))
+        self.blocks = nn.ModuleList([WanBlock(dim)])
+        self.head = WanHead(dim, 32)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        x, e = self.patch_embedding(x).flatten(2).mT, self.time_embedding(t)
+        for block in self.blocks:
+            x = block(x, self.time_projection(e).unflatten(1, (6, -1)))
+        return self.head(x, e)

@@ -287,6 +287,20 @@ PLAIN: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]], Expected]
             r"to_out\.(1\.weight|\d\.bias)": VECTOR,
         },
     ),
+    "Wan": (
+        denoisers.Wan,
+        [(2, 4, 4, 4, 4), (2, 20)],
+        {
+            r"patch_embedding\.weight": CONV,
+            r"time_embedding\.[02]\.weight": MATRIX,
+            r"time_projection\.1\.weight": blocks(6),
+            r"blocks\.0\.ffn\.0\.weight": MLP_IN,
+            r"blocks\.0\.ffn\.2\.weight": MLP_OUT,
+            r"(blocks\.0|head)\.modulation": VECTOR,
+            r"head\.head\.weight": MATRIX,
+            r".*\.bias": VECTOR,
+        },
+    ),
     "flux": (
         denoisers.Flux,
         [(2, 5, 12), (2, 20)],
