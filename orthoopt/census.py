@@ -85,7 +85,7 @@ class Candidate:
             config = getattr(module, "config", None)
             for source in (module, config, getattr(config, "text_config", None)):
                 for name in names:
-                    value = said(source, name)
+                    value = stated(source, name)
                     if isinstance(value, int) and not isinstance(value, bool):
                         return value
         return None
@@ -94,17 +94,20 @@ class Candidate:
         """The first yes or no of this name, on the owner, its ancestors, or their configs."""
         for module in self.modules:
             for source in (module, getattr(module, "config", None)):
-                value = said(source, name)
+                value = stated(source, name)
                 if isinstance(value, bool):
                     return value
         return None
 
 
-def said(source: object, name: str) -> object:
-    """The attribute of this name, None where there is none or it does not answer.
+def stated(source: object, name: str) -> object:
+    """An attribute that a module has itself; not what its ``__getattr__`` finds, with warnings, in a config.
 
-    A property may raise anything: configs whose layers differ refuse to give one value for all of them.
+    None where there is none or it does not answer: a property may raise anything, and configs whose layers differ
+    refuse to give one value for all of them.
     """
+    if isinstance(source, nn.Module) and name not in source.__dict__ and not hasattr(type(source), name):
+        return None
     try:
         return getattr(source, name, None)
     except Exception:
@@ -144,22 +147,35 @@ def _from_module(model: nn.Module, census: Census) -> Iterator[Candidate]:
             if weight is not None:
                 ids.add(id(weight))
     for name, param in model.named_parameters(remove_duplicate=False):
-        parts = naming.clean_name(name).split(".")
-        modules = [model]
-        for part in name.split(".")[:-1]:
-            if part == "parametrizations":
-                break
-            modules.append(modules[-1].get_submodule(part))
-        yield Candidate(name, param, tuple(parts[:-1]), parts[-1], tuple(reversed(modules)), census)
+        *path, leaf = naming.clean_name(name).split(".")
+        modules = _modules(model, name.split(".")[:-1])
+        leaf = naming.original_leaf(leaf, modules[0]._parameters.__contains__)
+        yield Candidate(name, param, tuple(path), leaf, modules, census)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside wrappers such as DistributedDataParallel."""
-    children = list(model.named_children())
-    while len(children) == 1 and naming.is_wrapper(children[0][0]):
-        model = children[0][1]
-        children = list(model.named_children())
-    return model
+def children(module: nn.Module) -> list[nn.Module]:
+    """The modules directly below, each without what only wraps it."""
+    return [_unwrapped(child) for child in module.children()]
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while len(module._modules) == 1 and not naming.WRAPPERS.isdisjoint(module._modules):
+        module = next(module.children())
+    return module
+
+
+def _modules(model: nn.Module, components: list[str]) -> tuple[nn.Module, ...]:
+    """The owner and its ancestors, without those that only wrap another: their classes would hide what they wrap."""
+    modules, inner, saved = [model], model, False
+    for part in components:
+        if part == "parametrizations":
+            break
+        inner = inner.get_submodule(part)
+        if part in naming.WRAPPERS or part == "modules_to_save" or saved:
+            modules.pop()
+        saved = part == "modules_to_save"
+        modules.append(inner)
+    return tuple(reversed(modules))
 
 
 def _accessed_weight(module: nn.Module, accessor: str) -> Tensor | None:
@@ -179,12 +195,17 @@ def _accessed_weight(module: nn.Module, accessor: str) -> Tensor | None:
 def _from_items(params: Iterable[tuple[str, Tensor]] | Iterable[Tensor], census: Census) -> Iterator[Candidate]:
     if isinstance(params, torch.Tensor):
         raise TypeError("parameters must be a module, (name, tensor) pairs, or tensors in a list, not one tensor")
-    for position, item in enumerate(params):
+    items = list(params)
+    names = {item[0] for item in items if isinstance(item, tuple) and len(item) == 2}
+    for position, item in enumerate(items):
         name, param = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
         if not isinstance(param, torch.Tensor) or not isinstance(name, str | None):
             raise TypeError(
                 f"parameter {position} is {type(item).__name__}, not a tensor or a (name, tensor) pair; "
                 "a model may be given whole"
             )
-        parts = naming.clean_name(name).split(".") if name is not None else [""]
-        yield Candidate(name, param, tuple(parts[:-1]), parts[-1], (), census)
+        *path, leaf = naming.clean_name(name).split(".") if name is not None else [""]
+        if name is not None:
+            before = name[: name.rindex(".") + 1] if "." in name else ""
+            leaf = naming.original_leaf(leaf, lambda other, before=before: f"{before}{other}" in names)  # type: ignore[misc]
+        yield Candidate(name, param, tuple(path), leaf, (), census)

@@ -11,10 +11,16 @@ from collections.abc import Callable
 from torch import nn
 
 from orthoopt import naming
+from orthoopt.adapters import adapter
 from orthoopt.census import Candidate
+from orthoopt.fused_projections import gated, head_groups, key_value, listed_blocks
 from orthoopt.layers import Verdict, attention_layer, owner_words
-from orthoopt.linear_maps import conv1d, convolution, dense, expert, fused_attention, recurrent
+from orthoopt.linear_maps import adaptive_softmax, bilinear, conv1d, convolution, dense, expert, fused_attention
+from orthoopt.modulation import denoiser_output, modulation
+from orthoopt.parametrizations import parametrized
 from orthoopt.raw import raw
+from orthoopt.recurrent import recurrent
+from orthoopt.state_spaces import selective_state_space
 
 
 def _own_name(candidate: Candidate) -> str:
@@ -24,13 +30,6 @@ def _own_name(candidate: Candidate) -> str:
 
 def _matrix_or_vector(candidate: Candidate) -> str:
     return "matrix" if candidate.param.ndim >= 2 else "vector"
-
-
-def adapter(candidate: Candidate) -> Verdict | None:
-    """LoRA first: a rank-8 adapter of a gate_proj looks like a router."""
-    if candidate.param.ndim != 2 or not naming.is_lora((*candidate.path, candidate.leaf)):
-        return None
-    return Verdict("hidden", "matrix", "one half of a LoRA adapter, whatever layer it adapts")
 
 
 def bias(candidate: Candidate) -> Verdict | None:
@@ -53,12 +52,15 @@ def position(candidate: Candidate) -> Verdict | None:
     """Tables of positions and learned tokens: their rows are not the entries of a vocabulary."""
     table = candidate.leaf == "weight" and (_is_embedding(candidate) or not candidate.modules)
     around = naming.words(candidate.path[-2]) if len(candidate.path) > 1 else set()
+    places = len(candidate.modules) > 1 and type(candidate.modules[1]).__name__ == "AbsolutePositionalEmbedding"
     # ProphetNet and LayoutLM keep them in Linear layers: one side of the weight is distances.
     said = naming.words(candidate.last)
     table = table or (candidate.leaf == "weight" and bool(said & {"rel", "relative"} and said & {"bias", "embeddings"}))
     if table and naming.is_token_table(candidate.last):
         return Verdict("vector", "vector", f"{owner_words(candidate)} {candidate.last} holds learned tokens")
-    if table and (naming.is_position(candidate.last) or around & {"position", "relative"}):
+    if table and (
+        naming.is_position(candidate.last) or places or around & {"position", "positions", "positional", "relative"}
+    ):
         return Verdict("vector", "vector", f"{owner_words(candidate)} {candidate.last} is a position table")
     if candidate.leaf == "weight":
         return None
@@ -192,6 +194,7 @@ def nothing_known(candidate: Candidate) -> Verdict | None:
 
 
 DECISIONS: tuple[Callable[[Candidate], Verdict | None], ...] = (
+    parametrized,
     adapter,
     bias,
     norm,
@@ -201,6 +204,9 @@ DECISIONS: tuple[Callable[[Candidate], Verdict | None], ...] = (
     thin,
     broadcast,
     embedding,
+    adaptive_softmax,
+    modulation,
+    denoiser_output,
     head,
     router,
     expert,
@@ -208,6 +214,12 @@ DECISIONS: tuple[Callable[[Candidate], Verdict | None], ...] = (
     conv1d,
     fused_attention,
     recurrent,
+    bilinear,
+    selective_state_space,
+    listed_blocks,
+    gated,
+    head_groups,
+    key_value,
     dense,
     shape_alone,
     nothing_known,

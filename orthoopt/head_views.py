@@ -17,6 +17,7 @@ from orthoopt.views import parse_view
 _QUERY = names("q_proj to_q wq q_attn query q q_b_proj q_proj_weight")
 _KEY_VALUE = names("k_proj v_proj to_k to_v wk wv key value k v k_proj_weight v_proj_weight")
 _OUTPUT = names("o_proj out_proj to_out wo c_proj dense o proj")
+_FUSED_HEADS = FUSED_QKV | names("attn in_proj kv to_kv to_added_kv to_added_qkv")
 _HEAD_SIZES = ("head_dim", "qk_head_dim", "v_head_dim", "attention_head_size", "head_size", "d_kv")
 
 _FUSED = re.compile(r"(?P<before>transpose |)(?:heads\((?P<groups>\d+)\) )?split\((?P<sizes>\d+(?:,\d+)+)\)(?: join)?")
@@ -29,6 +30,8 @@ def per_head(candidate: Candidate, verdict: Verdict) -> Layout | None:
         return None
     fused = _FUSED.fullmatch(verdict.view)
     if fused is not None:
+        if fused["sizes"].count(",") == 1 and fused["groups"] is None:  # k and v, the query apart
+            heads = candidate.attribute(*KEY_VALUE_HEADS) or heads
         return _fused(candidate, fused, verdict.view.removesuffix(" join"), heads)
     if verdict.view not in ("matrix", "transpose") or candidate.param.ndim != 2:
         return None
@@ -60,7 +63,7 @@ def _fused(candidate: Candidate, fused: re.Match[str], view: str, heads: int) ->
     """
     sizes = [int(size) for size in fused["sizes"].split(",")]
     groups = int(fused["groups"] or 1)
-    if not {candidate.last, candidate.leaf} & FUSED_QKV:
+    if not {candidate.last, candidate.leaf} & _FUSED_HEADS:
         known = groups == heads and min(sizes) >= 2
         return (view, f"per head, {heads} heads") if known else None
     size, left = divmod(sizes[0] * groups, heads)

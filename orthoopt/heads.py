@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from orthoopt import naming
-from orthoopt.census import Candidate, Census, said
+from orthoopt.census import Candidate, Census, stated
 from orthoopt.layers import attention_layer, mlp_side
 
 
@@ -53,7 +53,7 @@ def find_heads(census: Census) -> None:
     elif vocabulary is None and census.first_kernel is not None and not _has_accessors(census.root):
         reason = f"{layers[-1].label}, the last layer after convolutions, it leads to logits"
         census.heads[id(layers[-1].param)] = reason.lstrip(", ")
-    else:
+    elif len(layers) > 1:
         census.unsure[id(layers[-1].param)] = (
             f"{layers[-1].label}, the last layer: an output layer or a hidden one, neither accessor, name nor number "
             "of outputs tells"
@@ -61,9 +61,9 @@ def find_heads(census: Census) -> None:
 
 
 def _stands_last(layers: list[Candidate]) -> bool:
-    """Whether the last of several layers is the last to run and no half of a block, as far as modules tell."""
+    """Whether the last layer is the last to run and no half of a block, as far as modules tell."""
     around = layers[-1].modules[1:2]
-    if len(layers) < 2 or not around or mlp_side(layers[-1]) is not None or attention_layer(layers[-1]) is not None:
+    if not around or mlp_side(layers[-1]) is not None or attention_layer(layers[-1]) is not None:
         return False
     # Lists and dicts of modules have no forward pass, and so no order.
     return not isinstance(around[0], nn.ModuleList | nn.ModuleDict)
@@ -71,12 +71,12 @@ def _stands_last(layers: list[Candidate]) -> bool:
 
 def _has_accessors(root: nn.Module | None) -> bool:
     """Whether it is a model of transformers."""
-    return callable(said(root, "get_input_embeddings"))
+    return callable(stated(root, "get_input_embeddings"))
 
 
 def _is_inside_a_base_model(candidate: Candidate) -> bool:
     """Whether the layer belongs to the part of a transformers model that has no output layers."""
-    base = said(candidate.census.root, "base_model")
+    base = stated(candidate.census.root, "base_model")
     return isinstance(base, nn.Module) and any(module is base for module in candidate.modules)
 
 
@@ -85,7 +85,7 @@ def _by_labels(census: Census, layers: list[Candidate], outer: list[Candidate]) 
 
     They stand outside blocks and beside the base model, or are called after classes and scores.
     """
-    labels = said(said(census.root, "config"), "num_labels")
+    labels = stated(stated(census.root, "config"), "num_labels")
     if not isinstance(labels, int) or not _has_accessors(census.root):
         return
     for candidate in layers:

@@ -8,6 +8,7 @@ from torch import nn
 
 from orthoopt import naming
 from orthoopt.census import Candidate
+from orthoopt.mlp_shapes import plain_mlp_side, side_by_shapes, side_together
 
 
 class Verdict(NamedTuple):
@@ -48,8 +49,16 @@ def place(candidate: Candidate) -> tuple[str, str] | None:
             return kind, f"in {around[0]}" if around and not around[0].isdigit() else f"in {parent.__name__}"
     named = naming.block(candidate.path)
     if named is None:
-        return None
+        return _holder(candidate)
     return named[0], f"in {named[1]}" if named[1] != candidate.last else ""
+
+
+def _holder(candidate: Candidate) -> tuple[str, str] | None:
+    """The class of the innermost module that is no mere container: diffusers' ``to_out.0`` is in an Attention."""
+    held = (m for m in candidate.modules[1:] if not isinstance(m, nn.ModuleList | nn.ModuleDict | nn.Sequential))
+    kind = type(next(held, None)).__name__
+    said = naming.block_kind(kind)
+    return None if said is None else (said, f"in {kind}")
 
 
 def attention_layer(candidate: Candidate) -> str | None:
@@ -71,6 +80,10 @@ def mlp_side(candidate: Candidate) -> str | None:
     inside = (where is not None and where[0] == "mlp") or naming.expert_component(candidate.path) is not None
     if name == "dense" and (side := _dense_side(candidate)) is not None:
         return side
+    if candidate.leaf == "weight":
+        shaped = (side_together(candidate) or side_by_shapes(candidate)) if inside else plain_mlp_side(candidate)
+        if shaped is not None:
+            return shaped
     if name in naming.PAIRS_IN and (inside or _opposite(candidate, naming.PAIRS_IN[name], is_in=True)):
         return "in"
     if name in naming.PAIRS_OUT and (inside or _opposite(candidate, naming.PAIRS_OUT[name], is_in=False)):
@@ -116,6 +129,9 @@ def _opposite(candidate: Candidate, other: str, is_in: bool) -> bool:
 def _numbered_side(candidate: Candidate) -> str | None:
     """The side of a layer in an nn.Sequential: of ``mlp.0`` and ``mlp.2`` the first leads in."""
     number = int(candidate.last)
+    linear = [other for other in range(number + 8) if len(candidate.beside(str(other)) or ()) == 2]
+    if len(linear) > 2 and candidate.shape[0] == candidate.shape[1]:
+        return None  # one of several hidden layers, which fits any other
     for other in range(number + 8):
         if other != number and _opposite(candidate, str(other), is_in=other > number):
             return "in" if other > number else "out"

@@ -7,12 +7,12 @@ module, or from sizes that add up; where none speaks, the parameter stays one ma
 from __future__ import annotations
 
 from orthoopt import naming
-from orthoopt.census import Candidate
+from orthoopt.census import Candidate, stated
 
 Layout = tuple[str, str]
 
-HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
-KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_head", "n_kv_heads")
+HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "heads", "num_attention_heads_per_partition")
+KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_head", "n_kv_heads", "n_query_groups", "kv_heads")
 # q, k and v of one head lie together, head after head
 _PER_HEAD = ("GPTNeoX", "Bloom", "Persimmon", "MiniMaxLightning")
 # x above z
@@ -32,7 +32,7 @@ def fused_qkv(candidate: Candidate, rows: int, cols: int, axis: str = "rows") ->
         return _fused_by_heads(candidate, rows, heads)
     if heads:
         key_value = candidate.attribute(*KEY_VALUE_HEADS) or heads
-        per_head = candidate.attribute("head_dim") or cols // heads
+        per_head = candidate.attribute("head_dim", "head_size") or cols // heads
         if rows == (heads + 2 * key_value) * per_head:
             sizes = [heads * per_head, key_value * per_head, key_value * per_head]
             grouped = f", {heads} query and {key_value} key/value heads" if key_value != heads else ""
@@ -164,7 +164,7 @@ def _embedding_width(candidate: Candidate) -> int | None:
 def state_space_input(candidate: Candidate, rows: int) -> Layout | None:
     """Mamba's in_proj: (x, z) in Mamba-1; (z, x and B and C, dt) in Mamba-2."""
     mixer = candidate.modules[1] if len(candidate.modules) > 1 else None
-    inner = getattr(mixer, "intermediate_size", None)
+    inner = stated(mixer, "intermediate_size")
     if candidate.last != "in_proj" or mixer is None or not isinstance(inner, int):
         return None
     if type(mixer).__name__ in _MAMBA_1 and rows == 2 * inner:

@@ -7,6 +7,7 @@ from torch import nn
 from orthoopt import layouts, naming
 from orthoopt.census import Candidate
 from orthoopt.fused import fused_outputs
+from orthoopt.fused_projections import kernel_blocks
 from orthoopt.heads import is_dense
 from orthoopt.layers import Verdict, attention_layer, is_conv1d, mlp_side, mlp_words, owner_words
 
@@ -41,7 +42,14 @@ def convolution(candidate: Candidate) -> Verdict | None:
         return None
     shown = owner_words(candidate)
     if owner.groups == owner.in_channels and owner.groups > 1:
-        return Verdict("vector", "vector", f"depthwise {shown}: mixes no channels, one filter each")
+        each = owner.out_channels // owner.groups
+        filters = "one filter" if each == 1 else f"{each} filters"
+        return Verdict("vector", "vector", f"depthwise {shown}: mixes no channels, {filters} each")
+    if _gives_logits(candidate):
+        return Verdict("lm_head", "flatten", f"{shown} of size 1, the last of the network, gives logits")
+    fused = kernel_blocks(candidate) if owner.groups == 1 else None
+    if fused is not None:
+        return Verdict("conv", f"flatten {fused[0]}", f"{shown} of size 1: {fused[1]}")
     first = candidate.param is candidate.census.first_kernel
     reason = f"{shown}, the first: reads {owner.in_channels} input channels" if first else shown
     groups = f" heads({owner.groups})" if owner.groups > 1 else ""
@@ -50,6 +58,24 @@ def convolution(candidate: Candidate) -> Verdict | None:
     if owner.transposed:
         return Verdict("conv", f"flatten{groups} transpose", f"{reason}, stored (in, out, k...)")
     return Verdict("conv", f"flatten{groups}", reason)
+
+
+def _gives_logits(candidate: Candidate) -> bool:
+    """A kernel of size 1 that ends the network, alone or in a sequence called as heads are (SqueezeNet, FCN).
+
+    Beside others in a head of another class it may predict boxes; what follows it may only be auxiliary.
+    """
+    census, path = candidate.census, candidate.path
+    if max(candidate.shape[2:]) > 1 or census.heads or candidate.param is census.first_kernel:
+        return False
+    named = next((depth for depth, part in enumerate(path) if part in naming.HEADS), None)
+    if named is None or naming.in_a_stack(path[: named + 1]):
+        return False
+    if named + 1 < len(path) and not isinstance(candidate.modules[1], nn.Sequential):
+        return False
+    matrices = [c for c in census.everything if c.param.ndim >= 2]
+    place = next(place for place, c in enumerate(matrices) if c.param is candidate.param)
+    return all(any(naming.words(part) & {"aux", "auxiliary"} for part in c.path) for c in matrices[place + 1 :])
 
 
 def conv1d(candidate: Candidate) -> Verdict | None:
@@ -88,16 +114,26 @@ def fused_attention(candidate: Candidate) -> Verdict | None:
     )
 
 
-def recurrent(candidate: Candidate) -> Verdict | None:
-    """torch's RNN, GRU and LSTM fuse their gates in the rows."""
-    owner = candidate.owner
-    if not isinstance(owner, nn.RNNBase | nn.RNNCellBase) or candidate.param.ndim != 2:
+def bilinear(candidate: Candidate) -> Verdict | None:
+    """nn.Bilinear (out, in1, in2) is a linear map of the products of its two inputs, as a kernel is one of a patch.
+
+    Flattened, its update turns with all three spaces; as a stack of (in1, in2) forms it would not with the outputs.
+    """
+    if not isinstance(candidate.owner, nn.Bilinear) or candidate.leaf != "weight":
         return None
-    gates = candidate.shape[0] // owner.hidden_size
-    if gates > 1 and gates * owner.hidden_size == candidate.shape[0]:
-        view = layouts.blocks([owner.hidden_size] * gates)
-        return Verdict("hidden", view, f"{owner_words(candidate)} {gates} gates fused in its rows")
-    return Verdict("hidden", "matrix", f"{owner_words(candidate)} recurrent weights")
+    if candidate.shape[0] == 1:
+        return Verdict("hidden", "matrix", "nn.Bilinear with one output: a form of its two inputs")
+    return Verdict("hidden", "flatten", "nn.Bilinear: maps the products of its two inputs")
+
+
+def adaptive_softmax(candidate: Candidate) -> Verdict | None:
+    """The logits of nn.AdaptiveLogSoftmaxWithLoss: of frequent classes and clusters, then of each cluster's classes."""
+    softmax = next((m for m in candidate.modules if isinstance(m, nn.AdaptiveLogSoftmaxWithLoss)), None)
+    if softmax is None or not is_dense(candidate):
+        return None
+    if candidate.last in ("head", "1"):  # tail.0.0 leads into the first cluster, tail.0.1 to its classes
+        return Verdict("lm_head", "matrix", f"{owner_words(candidate)} of nn.AdaptiveLogSoftmaxWithLoss, gives logits")
+    return Verdict("hidden", "matrix", f"{owner_words(candidate)} of nn.AdaptiveLogSoftmaxWithLoss, before the logits")
 
 
 def dense(candidate: Candidate) -> Verdict | None:

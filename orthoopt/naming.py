@@ -7,9 +7,12 @@ never by substrings: ``head_proj`` is not a head, and a ``lora_A`` below ``gate_
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"}
+WRAPPERS = frozenset(
+    {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer", "original_module"}
+)
+_SAVED = re.compile(r"(^|\.)modules_to_save\.\w+(?=\.)")  # peft's copies of layers, one for each adapter
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
 _EMBEDDING = re.compile(
     r"((tok|token|tokens|word|char|text|input|vocab|byte)_?)?(embed|embeds|embedding|embeddings|emb)"
@@ -29,7 +32,8 @@ def names(text: str) -> frozenset[str]:
 EMBEDDINGS = names("wte embed_tokens embed_in tok_embeddings token_embedding_table shared")
 HEADS = names("lm_head lm_heads head dist_head head_dist classifier score embed_out output_layer logits qa_outputs")
 ROUTERS = names("gate router router_gate shared_expert_gate gating gate_network")
-STATE_SPACE = names("A_log A_logs D Ds dt_bias time_decay time_first time_faaaa")
+_SPECIAL = names("cls class mask dist distillation reg register query latent memory prompt padding")
+STATE_SPACE = names("A_log A_logs A_b_log D Ds dt_bias time_decay time_first time_faaaa")
 
 ATTENTION = names(
     "q_proj k_proj v_proj o_proj to_q to_k to_v wq wk wv q_attn query key value "
@@ -37,7 +41,7 @@ ATTENTION = names(
 )
 FUSED_QKV = names("qkv_proj qkv to_qkv c_attn Wqkv wqkv query_key_value in_proj_weight")
 FUSED_GATE_UP = names("gate_up_proj gate_up Wi input_linear w12 w13 weights_in")
-MLP_IN = FUSED_GATE_UP | names("gate_proj up_proj w_gate w_up dense_h_to_4h c_fc wi wi_0 wi_1 fc_in")
+MLP_IN = FUSED_GATE_UP | names("gate_proj up_proj w_gate w_up dense_h_to_4h c_fc wi wi_0 wi_1 fc_in proj_mlp")
 MLP_OUT = names("down_proj w_down dense_4h_to_h output_linear weights_out w_out fc_out")
 # Names that may stand for anything else: they need an enclosing mlp, or their other half beside them, of the
 # transposed shape. In pairs of the way in and the way out.
@@ -52,13 +56,18 @@ PAIRS_OUT = {way_out: way_in for way_in, way_out in reversed(PAIRS_IN.items())}
 
 def clean_name(name: str) -> str:
     """The name without what torch.compile, DDP, FSDP, checkpointing, PEFT and parametrizations add."""
-    name = _PARAMETRIZED.sub(r"\1", name)
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    name = _SAVED.sub("", _PARAMETRIZED.sub(r"\1", name))
+    return ".".join(part for part in name.split(".") if part and part not in WRAPPERS)
 
 
-def is_wrapper(component: str) -> bool:
-    """Whether a component of this name stands for a wrapper and not for a part of the model."""
-    return component in _WRAPPERS
+def original_leaf(leaf: str, beside: Callable[[str], bool]) -> str:
+    """The tensor that a parameter stands for where torch's older functions replaced it, else the name as it is.
+
+    ``weight_v`` is weight norm's where there is a ``weight_g`` beside it; ``weight_orig`` is spectral norm's, or a
+    pruned weight. ``beside`` tells whether the owner has another parameter of a name.
+    """
+    stem, _, suffix = leaf.rpartition("_")
+    return stem if stem and (suffix == "orig" or (suffix == "v" and beside(f"{stem}_g"))) else leaf
 
 
 def words(component: str) -> set[str]:
@@ -74,23 +83,20 @@ def is_position(component: str) -> bool:
 def is_token(leaf: str) -> bool:
     """Whether a raw parameter of this name is a learned token that is put beside the inputs."""
     said = words(leaf)
-    special = {"cls", "class", "mask", "dist", "distillation", "register", "query", "latent", "prompt"}
-    return (
-        leaf == "latents"
-        or bool(said & special and said & {"token", "tokens", "embedding", "embeddings"})
-        or ({"latent", "query"} <= said)
-    )
+    beside = said & {"token", "tokens", "embedding", "embeddings", "queries"}
+    return leaf in ("latent", "latents") or bool(said & _SPECIAL and beside) or {"latent", "query"} <= said
 
 
 def is_token_table(component: str) -> bool:
     """Whether an embedding of this name holds learned tokens, used whole and not looked up: ``mask_tokens``."""
     said = words(component)
-    return bool(said & {"token", "tokens"} and said & {"cls", "mask", "register", "query", "latent"})
+    return bool(said & {"token", "tokens"} and said & (_SPECIAL - {"class"}))
 
 
 def is_head(component: str) -> bool:
     """Whether a component of this name leads to logits."""
-    return component in HEADS or bool(words(component) & {"classifier", "logits"})
+    said = words(component)
+    return component in HEADS or bool(said & {"classifier", "logits"} and "pre" not in said)
 
 
 def is_embedding(component: str) -> bool:
@@ -141,7 +147,7 @@ def block_kind(component: str) -> str | None:
 
     Delta nets and gated residuals call themselves attention by name, ``linear_attn``, but have other heads or none.
     """
-    said = words(component)
+    said = {word.rstrip("0123456789") for word in words(component)}
     if said & {"block", "layer", "layers"}:
         return None
     if {"delta", "net"} <= said or {"hyper", "connection"} <= said or {"gated", "residual"} <= said:
