@@ -48,7 +48,7 @@ def explain_command(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         # Whoever read has read enough. What is still buffered must go somewhere when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, TypeError, OSError) as error:
+    except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"orthoopt explain: {error}", file=sys.stderr)
         return 1
     return 0

@@ -107,7 +107,8 @@ def step_flops(shape: Iterable[int], group: Mapping[str, Any], dtype: torch.dtyp
     Raises:
         RuntimeError, NotImplementedError: a rule that looks at values, of which there are none; that of torch.
     """
-    with torch.device("meta"):
+    # Whatever mode the caller is in, an optimizer's step has none.
+    with torch.device("meta"), torch.inference_mode(False):
         param = nn.Parameter(torch.empty(tuple(shape), dtype=dtype))
         param.grad = torch.empty_like(param)
         optimizer = OrthoOpt([{**group, "params": [param]}])

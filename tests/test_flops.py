@@ -223,3 +223,10 @@ def test_a_large_model_is_counted_quickly() -> None:
 
 def test_it_allocates_nothing() -> None:
     assert step_flops((10**6, 10**6), group_of("row_norm")).total > 10**13  # four terabytes
+
+
+def test_the_mode_of_the_caller_does_not_matter() -> None:
+    expected = step_flops(WIDE, group_of("spectral"))
+    for mode in (torch.inference_mode(), torch.no_grad(), torch.device("cpu"), torch.autocast("cpu"), FlopCounter()):
+        with mode:
+            assert step_flops(WIDE, group_of("spectral")) == expected
