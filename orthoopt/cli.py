@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
@@ -32,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command == "explain":
-        return _explain(rest)
+        from orthoopt.explain_command import explain_command
+
+        return explain_command(rest)
     if command == "plan":
         return _run("orthoopt.plan_command", "recipes", rest)
     if command == "pretrain":
@@ -74,35 +75,3 @@ def _run(module: str, extra: str, arguments: list[str]) -> int:
         print(f"orthoopt: {error.name} is not installed; pip install 'orthoopt[{extra}]'", file=sys.stderr)
         return 1
     return int(run(arguments) or 0)
-
-
-def _explain(arguments: list[str]) -> int:
-    from orthoopt import plans
-
-    parser = argparse.ArgumentParser(
-        prog="orthoopt explain",
-        description="Show which parameter of a model gets which rule, and why. The model is built on the meta device.",
-    )
-    parser.add_argument(
-        "model",
-        help="a transformers model class (Qwen3ForCausalLM), model type (qwen3), folder or config.json, or hub name",
-    )
-    parser.add_argument("--plan", default="symmetry", help=f"a plan file, or one of {', '.join(plans.names())}")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--weight_decay", type=float, default=0.1)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the model's config")
-    options = parser.parse_args(arguments)
-    try:
-        from orthoopt.recipes.meta import build_meta_model
-    except ModuleNotFoundError as error:
-        print(f"orthoopt: {error.name} is not installed; pip install 'orthoopt[recipes]'", file=sys.stderr)
-        return 1
-    from orthoopt.explain import explain
-
-    try:
-        model = build_meta_model(options.model, options.set)
-        print(explain(model, options.plan, lr=options.lr, weight_decay=options.weight_decay))
-    except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"orthoopt explain: {error}", file=sys.stderr)
-        return 1
-    return 0
