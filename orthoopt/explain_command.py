@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a published model (qwen3-0.6b, llama-3.1-8b), a transformers model class (Qwen3ForCausalLM) or model type "
-        "(qwen3), a folder or config.json, or a hub name",
+        help="a published model (qwen3-0.6b, llama-3.1-8b), a transformers model class (Qwen3ForCausalLM) or model "
+        "type (qwen3), a folder or config.json, or a hub name",
     )
     known = ", ".join(plans.names())
     settings = parser.add_argument_group("what is asked")
