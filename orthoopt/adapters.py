@@ -100,9 +100,6 @@ def _virtual_tokens(candidate: Candidate, path: tuple[str, ...]) -> Verdict | No
         return Verdict("vector", "vector", words)
     if candidate.owner is None and named:
         return Verdict("vector", "vector", "embedding of a prompt_encoder: virtual tokens, put beside the inputs")
-    if candidate.leaf in ("adaption_prompt", "trainable_embedding") or path[-1] in (
-        "prefix_task_cols",
-        "prefix_task_rows",
-    ):
+    if candidate.leaf in ("adaption_prompt", "trainable_embedding", "prefix_task_cols", "prefix_task_rows"):
         return Verdict("vector", "vector", f"{candidate.leaf}: virtual tokens, put beside the inputs")
     return None

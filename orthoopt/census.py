@@ -196,7 +196,7 @@ def _from_items(params: Iterable[tuple[str, Tensor]] | Iterable[Tensor], census:
     if isinstance(params, torch.Tensor):
         raise TypeError("parameters must be a module, (name, tensor) pairs, or tensors in a list, not one tensor")
     items = list(params)
-    names = {item[0] for item in items if isinstance(item, tuple) and len(item) == 2}
+    names = {item[0] for item in items if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)}
     for position, item in enumerate(items):
         name, param = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
         if not isinstance(param, torch.Tensor) or not isinstance(name, str | None):

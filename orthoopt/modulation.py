@@ -19,7 +19,7 @@ from orthoopt.layouts import blocks
 # diffusers' adaptive norms, flux's and lumina's modulations
 _CLASSES = re.compile(r"AdaLayerNorm|AdaLN|AdaNorm|LayerNormZero|RMSNormZero|Modulation$")
 # facebook's DiT and its descendants, MMDiTs
-_NAMES = re.compile(r"ada_?ln_modulation|modulation|(\w+_)?mod", re.IGNORECASE)
+_NAMES = re.compile(r"(ada_?ln_)?modulation|(img|txt)_mod", re.IGNORECASE)
 # Where nothing beside the layer has the width of the blocks: (class, layer) -> number of blocks
 _COUNTS = {
     ("AdaGroupNorm", "linear"): 2,
@@ -65,8 +65,8 @@ def _count(candidate: Candidate) -> int | None:
     if stated(holder, "use_scale_shift_norm") is True or stated(holder, "time_embedding_norm") == "scale_shift":
         out = stated(holder, "out_channels")
         return 2 if isinstance(out, int) and rows == 2 * out else None
-    named = any(_NAMES.fullmatch(part) for part in around)
-    if not named and (kind.endswith("Block") or not _CLASSES.search(kind)):
+    named = next((part for part in reversed(around) if not part.isdigit()), "")  # of adaLN_modulation.1 the first
+    if not _NAMES.fullmatch(named) and (kind.endswith("Block") or not _CLASSES.search(kind)):
         return None
     width = _norm_width(holder) or cols
     return rows // width if rows % width == 0 else 1

@@ -360,3 +360,11 @@ def test_a_denoiser_of_tokens_does_have_a_head() -> None:
         }
     )
     assert {e.name: e.role for e in roles(model)}["readout.weight"] == "lm_head"
+
+
+def test_an_mlp_inside_something_called_a_modulation_is_not_cut() -> None:
+    mlp = nn.ModuleDict({"fc1": nn.Linear(8, 32), "fc2": nn.Linear(32, 8)})
+    found = {e.name: (e.role, e.view) for e in roles(nn.ModuleDict({"modulation": nn.ModuleDict({"mlp": mlp})}))}
+    assert (found["modulation.mlp.fc1.weight"], found["modulation.mlp.fc2.weight"]) == (MLP_IN, MLP_OUT)
+    found = {e.name: (e.role, e.view) for e in roles(nn.ModuleDict({"modulation": mlp}))}
+    assert (found["modulation.fc1.weight"], found["modulation.fc2.weight"]) == (MLP_IN, MLP_OUT)

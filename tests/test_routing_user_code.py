@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import mamba_code
 import pytest
+import titan_code
 import torch
 import user_code
+import x_code
 from routing_check import ATTENTION, MATRIX, MLP_IN, MLP_OUT, VECTOR, Expected, check
 from torch import nn
 
@@ -118,13 +121,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Expected]] = {
             r"transformer\.h\.\d\.mlp\.experts\.\d\.proj\.weight": ("expert_out", "matrix"),
         },
     ),
-    "torchtitan": (user_code.TitanTransformer, {**TITAN, **TITAN_QKV, **GATED}),
+    "torchtitan": (titan_code.TitanTransformer, {**TITAN, **TITAN_QKV, **GATED}),
     "gpt-fast": (
-        lambda: user_code.TitanTransformer(fused=True),
+        lambda: titan_code.TitanTransformer(fused=True),
         {**TITAN, **GATED, r"layers\.\d\.attention\.wqkv\.weight": ("attention", "split(16,8,8)")},
     ),
     "torchtitan, mixture": (
-        lambda: user_code.TitanTransformer(moe=True),
+        lambda: titan_code.TitanTransformer(moe=True),
         {
             **TITAN,
             **TITAN_QKV,
@@ -136,15 +139,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Expected]] = {
         },
     ),
     "x-transformers": (
-        lambda: user_code.XTransformer(glu=False),
+        lambda: x_code.XTransformer(glu=False),
         {**X, r"attn_layers\.layers\.1\.1\.ff\.0\.0\.weight": MLP_IN},
     ),
     "x-transformers, gated": (
-        lambda: user_code.XTransformer(glu=True),
+        lambda: x_code.XTransformer(glu=True),
         {**X, r"attn_layers\.layers\.1\.1\.ff\.0\.proj\.weight": ("mlp_in", "split(40,40)")},
     ),
     "mamba": (
-        lambda: user_code.MambaLMHeadModel(user_code.Mamba()),
+        lambda: mamba_code.MambaLMHeadModel(mamba_code.Mamba()),
         {
             **MAMBA,
             r"backbone\.layers\.0\.mixer\.in_proj\.weight": ("hidden", "split(32,32)"),
@@ -152,9 +155,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Expected]] = {
             r"backbone\.layers\.0\.mixer\.dt_proj\.weight": MATRIX,
         },
     ),
-    "mamba 2": (lambda: user_code.MambaLMHeadModel(user_code.Mamba2()), mamba_2("split(32,32,8,8,8)")),
+    "mamba 2": (lambda: mamba_code.MambaLMHeadModel(mamba_code.Mamba2()), mamba_2("split(32,32,8,8,8)")),
     "mamba 2, with an mlp and first states": (
-        lambda: user_code.MambaLMHeadModel(user_code.Mamba2(d_ssm=24, learnable_init_states=True)),
+        lambda: mamba_code.MambaLMHeadModel(mamba_code.Mamba2(d_ssm=24, learnable_init_states=True)),
         {**mamba_2("split(8,8,24,24,8,8,6)"), r"backbone\.layers\.0\.mixer\.init_states": VECTOR},
     ),
 }
@@ -171,7 +174,7 @@ def test_every_layer_of_a_model_by_hand(which: str) -> None:
 
 
 def test_gpt_neox_keeps_the_parts_of_a_head_together() -> None:
-    model = nn.ModuleDict({"attention": user_code.ParallelSelfAttention()})
+    model = nn.ModuleDict({"attention": titan_code.ParallelSelfAttention()})
     check(
         model,
         {
@@ -184,7 +187,7 @@ def test_gpt_neox_keeps_the_parts_of_a_head_together() -> None:
 
 def test_a_mamba_whose_rank_is_one_is_not_cut() -> None:
     check(
-        user_code.MambaLMHeadModel(user_code.Mamba(dt_rank=1)),
+        mamba_code.MambaLMHeadModel(mamba_code.Mamba(dt_rank=1)),
         {
             **MAMBA,
             r"backbone\.layers\.0\.mixer\.in_proj\.weight": ("hidden", "split(32,32)"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import vit_kin
 import vits
 from routing_check import ATTENTION, CONV, HEAD, MATRIX, MLP_IN, MLP_OUT, VECTOR, Expected, check, runs
 from torch import nn
@@ -88,14 +89,14 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Expected]] = {
             r"blocks\.\d\.mlp\.w3\.weight": MLP_OUT,
         },
     ),
-    "EVA": (lambda: vits.Eva(fused=False), {**EVA, r"blocks\.\d\.attn\.[qkv]_proj\.weight": ATTENTION}),
-    "EVA, fused": (lambda: vits.Eva(fused=True), {**EVA, r"blocks\.\d\.attn\.qkv\.weight": QKV}),
+    "EVA": (lambda: vit_kin.Eva(fused=False), {**EVA, r"blocks\.\d\.attn\.[qkv]_proj\.weight": ATTENTION}),
+    "EVA, fused": (lambda: vit_kin.Eva(fused=True), {**EVA, r"blocks\.\d\.attn\.qkv\.weight": QKV}),
     "Swin": (
-        lambda: vits.Swin(second=False),
+        lambda: vit_kin.Swin(second=False),
         {r"layers\.\d\.blocks\.0\.attn\.relative_position_bias_table": VECTOR, **SWIN},
     ),
     "Swin V2": (
-        lambda: vits.Swin(second=True),
+        lambda: vit_kin.Swin(second=True),
         {
             r"layers\.\d\.blocks\.0\.attn\.logit_scale": VECTOR,
             r"layers\.\d\.blocks\.0\.attn\.cpb_mlp\.0\.weight": MLP_IN,  # 2 coordinates in, 2 heads out
@@ -104,7 +105,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Expected]] = {
         },
     ),
     "Mixer": (
-        vits.MlpMixer,
+        vit_kin.MlpMixer,
         {
             r"stem\.proj\.weight": CONV,
             r"blocks\.\d\.mlp_(tokens|channels)\.fc1\.weight": MLP_IN,
@@ -114,7 +115,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Expected]] = {
         },
     ),
     "ConvNeXt": (
-        vits.TimmConvNeXt,
+        vit_kin.TimmConvNeXt,
         {
             r"stem\.0\.weight": CONV,
             r"stages\.0\.blocks\.\d\.(conv_dw\.weight|gamma)": VECTOR,

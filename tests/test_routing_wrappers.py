@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import convnets
+import mamba_code
 import models
 import pytest
+import titan_code
 import torch
 import torch.distributed as dist
-import user_code
 import vits
+import x_code
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
@@ -23,9 +25,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "Llama": lambda: models.llama("cpu"),
     "tied Llama": lambda: models.llama("cpu", tie_word_embeddings=True),
     "OLMoE": lambda: models.olmoe("cpu"),
-    "torchtitan's mixture": lambda: user_code.TitanTransformer(moe=True),
-    "x-transformers": lambda: user_code.XTransformer(glu=True),
-    "mamba": lambda: user_code.MambaLMHeadModel(user_code.Mamba()),
+    "torchtitan's mixture": lambda: titan_code.TitanTransformer(moe=True),
+    "x-transformers": lambda: x_code.XTransformer(glu=True),
+    "mamba": lambda: mamba_code.MambaLMHeadModel(mamba_code.Mamba()),
     "vision transformer": lambda: vits.VisionTransformer(vits.GluMlp, pooled=True),
     "ConvNeXt": convnets.ConvNeXt,
     "SqueezeNet": convnets.SqueezeNet,
