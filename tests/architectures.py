@@ -14,13 +14,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-from architecture_sizes import EXCEPTIONS, SIGLIP_FOR_GEMMA3N, SIZES, VOCABULARY, Fields
+from architecture_sizes import EXCEPTIONS, SIGLIP_FOR_GEMMA3N, SIZES, VOCABULARY, WIDTH_OF_TOWERS, Fields
 from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
 FAMILIES = {
     "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "masked_lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
 }
 
 
@@ -42,7 +44,10 @@ def build(name: str, device: str = "meta", family: str = "causal_lm") -> nn.Modu
     model_class = getattr(transformers, class_name(name, family))
     with warnings.catch_warnings(), torch.device(device), _all_layers_shared(name):
         warnings.simplefilter("ignore")  # what transformers thinks of small configs is not what is tested
-        return model_class(shrunken(_config_class(name, model_class))).train()
+        config = shrunken(_config_class(name, model_class))
+        if family == "masked_lm" and getattr(config, "is_decoder", False):
+            config.is_decoder = False  # what EXCEPTIONS say of Reformer is for the decoder
+        return model_class(config).train()
 
 
 def tokens(model: nn.Module, length: int = 8) -> torch.Tensor:
@@ -97,7 +102,10 @@ def _fields(config_class: Any) -> Fields:
             fields |= _token(field, parameter.default)
     if "kv_lora_rank" in fields and "num_key_value_heads" in fields:  # latent attention has no grouped queries
         fields["num_key_value_heads"] = fields["num_attention_heads"]
-    nested = {field: _fields(nested_class) for field, nested_class in _nested(config_class).items()}
+    given = {field: spec.init_kwargs or {} for field, spec in getattr(config_class, "sub_configs_defaults", {}).items()}
+    nested = {field: given.get(field, {}) | _fields(inner) for field, inner in _nested(config_class).items()}
+    for tower in nested.keys() & {"vision_config", "audio_config"}:  # not as wide as the text, so that projectors show
+        nested[tower] |= {field: WIDTH_OF_TOWERS for field in nested[tower].keys() & {"hidden_size", "d_model"}}
     for field, value in exceptions.items():
         if field in nested and isinstance(value, dict):
             nested[field] |= value
