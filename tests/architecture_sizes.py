@@ -176,3 +176,24 @@ EXCEPTIONS: dict[str, Fields] = {
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 14},
 }
+
+# Options that change a layout and that default configs leave off: family -> "model type@what" -> fields of the config.
+VARIANTS: dict[str, dict[str, Fields]] = {
+    "causal_lm": {
+        "deepseek_v3@no_query_latent": {"q_lora_rank": None},
+        "doge@experts": {"is_moe": True, "num_experts": 16},
+        "falcon@grouped": {"new_decoder_architecture": True},
+        "falcon@multi_head": {"multi_query": False},
+        "gemma4_text@experts": {"enable_moe_block": True},
+        "gpt2@cross_attention": {"add_cross_attention": True},
+        "gpt2@untied": {"tie_word_embeddings": False},
+        "gpt_bigcode@multi_head": {"multi_query": False},
+        "llama@tied": {"tie_word_embeddings": True},
+        "mamba2@tied": {"tie_word_embeddings": True},
+        "nemotron_h@latent": {"moe_latent_size": 12},
+        "xlstm@fused": {"weight_mode": "fused"},
+        "zamba2@adapters": {"use_shared_attention_adapter": True, "adapter_rank": 6},
+    },
+    "seq2seq": {"t5@gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}},
+    "masked_lm": {"deberta@relative": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}},
+}

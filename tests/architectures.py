@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from architecture_sizes import EXCEPTIONS, SIGLIP_FOR_GEMMA3N, SIZES, VOCABULARY, WIDTH_OF_TOWERS, Fields
+from architecture_sizes import EXCEPTIONS, SIGLIP_FOR_GEMMA3N, SIZES, VARIANTS, VOCABULARY, WIDTH_OF_TOWERS, Fields
 from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
@@ -31,9 +31,14 @@ def names(family: str = "causal_lm") -> list[str]:
     return list(_mapping(family))
 
 
+def variants(family: str = "causal_lm") -> list[str]:
+    """Model types with an option that changes a layout, ``falcon@grouped``; ``build`` takes them like the others."""
+    return [variant for variant in VARIANTS.get(family, {}) if variant.partition("@")[0] in _mapping(family)]
+
+
 def class_name(name: str, family: str = "causal_lm") -> str:
     """The class that transformers builds for this model type; KeyError for a type it does not have."""
-    found = _mapping(family)[name]
+    found = _mapping(family)[name.partition("@")[0]]
     return found if isinstance(found, str) else found[0]
 
 
@@ -44,7 +49,7 @@ def build(name: str, device: str = "meta", family: str = "causal_lm") -> nn.Modu
     model_class = getattr(transformers, class_name(name, family))
     with warnings.catch_warnings(), torch.device(device), _all_layers_shared(name):
         warnings.simplefilter("ignore")  # what transformers thinks of small configs is not what is tested
-        config = shrunken(_config_class(name, model_class))
+        config = shrunken(_config_class(name.partition("@")[0], model_class), **VARIANTS.get(family, {}).get(name, {}))
         if family == "masked_lm" and getattr(config, "is_decoder", False):
             config.is_decoder = False  # what EXCEPTIONS say of Reformer is for the decoder
         return model_class(config).train()
@@ -56,9 +61,9 @@ def tokens(model: nn.Module, length: int = 8) -> torch.Tensor:
     return torch.arange(3, 3 + length).repeat(codebooks, 1)
 
 
-def shrunken(config_class: Any) -> Any:
-    """A config of this class with the sizes of ``architecture_sizes``, its nested configs shrunken too."""
-    config = config_class(**_fields(config_class))
+def shrunken(config_class: Any, **fields: Any) -> Any:
+    """A config of this class with the sizes of ``architecture_sizes``, its nested configs too, and these fields."""
+    config = config_class(**_fields(config_class) | fields)
     if config.model_type == "gemma3n":  # the vision tower is timm's MobileNet: SigLIP stands in for it
         vision = SIGLIP_FOR_GEMMA3N
         vars(config)["vision_config"] = CONFIG_MAPPING[vision["model_type"]](**vision)  # past the check of its class

@@ -71,6 +71,20 @@ _enter(
 )
 # B, C, x = self.in_proj(hidden_states).transpose(-1, -2).chunk(3, dim=-2)
 _enter("Lfm2ShortConv Lfm2MoeShortConv Lfm3ShortConv", "in_proj.weight", "hidden", equal(3))
+# query, key, value, o_preact = torch.tensor_split(qkv_opreact, (qk_dim, 2 * qk_dim, 2 * qk_dim + v_dim), dim=-1)
+_enter("xLSTMLayer", "qkv_opreact.weight", "hidden", lambda m, s: blocks(m.qk_dim, m.qk_dim, m.v_dim, m.v_dim))
+# i_preact, f_preact = torch.tensor_split(if_preact, (self.config.num_heads,), dim=-1)
+_enter("xLSTMLayer", "ifgate_preact.weight", "hidden", equal(2))
+# gate, z = torch.tensor_split(x, (self.up_proj_dim,), dim=-1)
+_enter("xLSTMFeedForward", "proj_up_gate_z.weight", "mlp_in", equal(2))
+# self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) beside experts that are rows of two lookup tables
+for _name, _role in (
+    ("gate_proj", "mlp_in"),
+    ("up_proj", "mlp_in"),
+    ("down_proj", "mlp_out"),
+    ("router_gate", "router"),
+):
+    _enter("DogeCDMoE", f"{_name}.weight", _role, "matrix")
 # torch.baddbmm(bias, reshape_act, self.input_gate_weight): a block of features times (in, out), block by block
 for _name in ("input_gate_weight", "recurrent_gate_weight"):
     _enter("RecurrentGemmaRglru", _name, "hidden", "transpose")
