@@ -185,9 +185,11 @@ VARIANTS: dict[str, dict[str, Fields]] = {
         "falcon@grouped": {"new_decoder_architecture": True},
         "falcon@multi_head": {"multi_query": False},
         "gemma4_text@experts": {"enable_moe_block": True},
+        "gemma4_text@global_heads": {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
         "gpt2@cross_attention": {"add_cross_attention": True},
         "gpt2@untied": {"tie_word_embeddings": False},
         "gpt_bigcode@multi_head": {"multi_query": False},
+        "jetmoe@square": {"kv_channels": 16},  # experts as wide as the model, like the published ones
         "llama@tied": {"tie_word_embeddings": True},
         "mamba2@tied": {"tie_word_embeddings": True},
         "nemotron_h@latent": {"moe_latent_size": 12},
