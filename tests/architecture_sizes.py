@@ -1,8 +1,8 @@
 """Sizes that make any transformers config small: one table for all fields, one of exceptions by model type.
 
-The sizes differ, and none is a small multiple of another that a fused layer could be mistaken for: hidden 32, 4 heads
+Sizes differ, and none is a small multiple of another that a fused layer could be mistaken for: hidden 32, 4 heads
 of 20 where the size of heads is free (queries 80, keys 40) and of 8 where it is not, mlp 56, experts' mlp 36, shared
-experts' mlp 44, vocabulary 99.
+experts' mlp 44, vocabulary 99, towers for images and audio 48 wide.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 Fields = dict[str, Any]
 
 VOCABULARY = 99
+WIDTH_OF_TOWERS = 48
 
 
 def _all(value: Any, names: str) -> Fields:
@@ -60,7 +61,12 @@ SIZES: Fields = {
     **_all(262, "encoder_hash_byte_group_vocab"),
     **_all(97, "vocab_size_per_layer_input"),
     **_all(12, "hidden_size_per_layer_input"),
-    **_all(4, "rotary_dim"),
+    **_all(4, "rotary_dim num_heads num_self_attention_heads num_cross_attention_heads"),
+    **_all(8, "d_kv d_head"),
+    **_all(56, "d_ff"),
+    **_all(2, "num_self_attends_per_block"),
+    **_all(64, "max_encoder_position_embeddings max_decoder_position_embeddings"),
+    **_all(99, "src_vocab_size tgt_vocab_size"),
 }
 
 # Stands in for timm's MobileNet, which needs timm.
@@ -147,9 +153,49 @@ EXCEPTIONS: dict[str, Fields] = {
         **{"pronunciation_vocab_size": 61, "shape_vocab_size": 67},
         **{"pronunciation_embed_dim": 12, "shape_embed_dim": 14},
     },
+    "distilbert": {"dim": 32, "hidden_dim": 56},
+    "esmc": {"num_key_value_heads": 4},
+    "funnel": {"block_sizes": [1, 2]},
+    "granite_speech_encoder": {"hidden_dim": 32, "input_dim": 13, "output_dim": 42, "dim_head": 10},
+    "granite_speech_plus_encoder": {"hidden_dim": 32, "input_dim": 13, "output_dim": 42, "dim_head": 10},
+    "luke": {"entity_vocab_size": 71, "entity_emb_size": 14},
+    "mobilebert": {"embedding_size": 24, "intra_bottleneck_size": 20},
+    "musicflamingo": {"audio_config": {"model_type": "audioflamingo3_encoder"}},
+    "neomme_text": {"head_dim": 16},
+    "nllb-moe": {"encoder_sparse_step": 2, "decoder_sparse_step": 2},
+    "switch_transformers": {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    "neomme": {"head_dim": 16},
+    "Nemotron3DiarizationHeadConfig": {"audio_hidden_size": 48},
+    "perceiver": {"num_latents": 6, "d_latents": 40},
+    "squeezebert": {"embedding_size": 32},
+    "vibevoice_acoustic_tokenizer": {"num_filters": 4, "depths": [1, 1, 1], "downsampling_ratios": [2, 2]},
+    "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 4, "depths": [1, 1, 1], "downsampling_ratios": [2, 2]},
     "xlstm": {"hidden_size": 128, "num_heads": 4, "ffn_round_up_to_multiple_of": 4},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 14},
+}
+
+# Options that change a layout and that default configs leave off: family -> "model type@what" -> fields of the config.
+VARIANTS: dict[str, dict[str, Fields]] = {
+    "causal_lm": {
+        "deepseek_v3@no_query_latent": {"q_lora_rank": None},
+        "doge@experts": {"is_moe": True, "num_experts": 16},
+        "falcon@grouped": {"new_decoder_architecture": True},
+        "falcon@multi_head": {"multi_query": False},
+        "gemma4_text@experts": {"enable_moe_block": True},
+        "gemma4_text@global_heads": {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        "gpt2@cross_attention": {"add_cross_attention": True},
+        "gpt2@untied": {"tie_word_embeddings": False},
+        "gpt_bigcode@multi_head": {"multi_query": False},
+        "jetmoe@square": {"kv_channels": 16},  # experts as wide as the model, like the published ones
+        "llama@tied": {"tie_word_embeddings": True},
+        "mamba2@tied": {"tie_word_embeddings": True},
+        "nemotron_h@latent": {"moe_latent_size": 12},
+        "xlstm@fused": {"weight_mode": "fused"},
+        "zamba2@adapters": {"use_shared_attention_adapter": True, "adapter_rank": 6},
+    },
+    "seq2seq": {"t5@gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}},
+    "masked_lm": {"deberta@relative": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}},
 }

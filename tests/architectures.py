@@ -14,13 +14,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-from architecture_sizes import EXCEPTIONS, SIGLIP_FOR_GEMMA3N, SIZES, VOCABULARY, Fields
+from architecture_sizes import EXCEPTIONS, SIGLIP_FOR_GEMMA3N, SIZES, VARIANTS, VOCABULARY, WIDTH_OF_TOWERS, Fields
 from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
 FAMILIES = {
     "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "masked_lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
 }
 
 
@@ -29,9 +31,14 @@ def names(family: str = "causal_lm") -> list[str]:
     return list(_mapping(family))
 
 
+def variants(family: str = "causal_lm") -> list[str]:
+    """Model types with an option that changes a layout, ``falcon@grouped``; ``build`` takes them like the others."""
+    return [variant for variant in VARIANTS.get(family, {}) if variant.partition("@")[0] in _mapping(family)]
+
+
 def class_name(name: str, family: str = "causal_lm") -> str:
     """The class that transformers builds for this model type; KeyError for a type it does not have."""
-    found = _mapping(family)[name]
+    found = _mapping(family)[name.partition("@")[0]]
     return found if isinstance(found, str) else found[0]
 
 
@@ -42,7 +49,10 @@ def build(name: str, device: str = "meta", family: str = "causal_lm") -> nn.Modu
     model_class = getattr(transformers, class_name(name, family))
     with warnings.catch_warnings(), torch.device(device), _all_layers_shared(name):
         warnings.simplefilter("ignore")  # what transformers thinks of small configs is not what is tested
-        return model_class(shrunken(_config_class(name, model_class))).train()
+        config = shrunken(_config_class(name.partition("@")[0], model_class), **VARIANTS.get(family, {}).get(name, {}))
+        if family == "masked_lm" and getattr(config, "is_decoder", False):
+            config.is_decoder = False  # what EXCEPTIONS say of Reformer is for the decoder
+        return model_class(config).train()
 
 
 def tokens(model: nn.Module, length: int = 8) -> torch.Tensor:
@@ -51,9 +61,9 @@ def tokens(model: nn.Module, length: int = 8) -> torch.Tensor:
     return torch.arange(3, 3 + length).repeat(codebooks, 1)
 
 
-def shrunken(config_class: Any) -> Any:
-    """A config of this class with the sizes of ``architecture_sizes``, its nested configs shrunken too."""
-    config = config_class(**_fields(config_class))
+def shrunken(config_class: Any, **fields: Any) -> Any:
+    """A config of this class with the sizes of ``architecture_sizes``, its nested configs too, and these fields."""
+    config = config_class(**_fields(config_class) | fields)
     if config.model_type == "gemma3n":  # the vision tower is timm's MobileNet: SigLIP stands in for it
         vision = SIGLIP_FOR_GEMMA3N
         vars(config)["vision_config"] = CONFIG_MAPPING[vision["model_type"]](**vision)  # past the check of its class
@@ -97,7 +107,10 @@ def _fields(config_class: Any) -> Fields:
             fields |= _token(field, parameter.default)
     if "kv_lora_rank" in fields and "num_key_value_heads" in fields:  # latent attention has no grouped queries
         fields["num_key_value_heads"] = fields["num_attention_heads"]
-    nested = {field: _fields(nested_class) for field, nested_class in _nested(config_class).items()}
+    given = {field: spec.init_kwargs or {} for field, spec in getattr(config_class, "sub_configs_defaults", {}).items()}
+    nested = {field: given.get(field, {}) | _fields(inner) for field, inner in _nested(config_class).items()}
+    for tower in nested.keys() & {"vision_config", "audio_config"}:  # not as wide as the text, so that projectors show
+        nested[tower] |= {field: WIDTH_OF_TOWERS for field in nested[tower].keys() & {"hidden_size", "d_model"}}
     for field, value in exceptions.items():
         if field in nested and isinstance(value, dict):
             nested[field] |= value

@@ -18,7 +18,7 @@ def text_of(family: str, name: str) -> str:
 def main(arguments: list[str]) -> None:
     """Write the files of a family, all or the model types named."""
     for family in arguments[:1] or architectures.FAMILIES:
-        for name in arguments[1:] or architectures.names(family):
+        for name in arguments[1:] or architectures.names(family) + architectures.variants(family):
             path = routing_files.file_of(family, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text_of(family, name))

@@ -44,7 +44,7 @@ STATE_SPACE = {"A_log", "A", "D", "dt_bias", "time_decay", "time_first"}
 ROUTER = re.compile(r"Router(MLP)?$|TopKGating$|MoEV1Gate$")
 ATTENTION = re.compile(r"(Attention|Attn|MLA)$", re.IGNORECASE)
 MLP = re.compile(
-    r"(MLP|FFN|FeedForward\w*|MLPBlock|Intermediate|(?<!Self)(?<!Cross)Output|Adapter|DenseGatedACT)$", re.I
+    r"(MLP|FFN|FeedForward\w*|MLPBlock|Intermediate|\w*ActDense|(?<!Self)(?<!Cross)Output|Adapter|DenseGatedACT)$", re.I
 )
 LAYER = re.compile(r"(Layer|Block|Model|Encoder|Decoder|ForCausalLM|ForConditionalGeneration|LMHeadModel|Wrapper)$")
 IN = {
@@ -64,7 +64,7 @@ IN = {
         "w_1",
     ),
     *("Wi", "input_linear", "proj_up", "proj_up_gate", "dense_h_to_4h", "layer_1", "ffw_layer_1", "intermediate"),
-    "dense1",
+    *("dense1", "linear_1", "wi_0", "wi_1"),
 }
 OUT = {
     *(
@@ -82,7 +82,10 @@ OUT = {
         "proj_down",
     ),
     *("dense_4h_to_h", "layer_2", "ffw_layer_2", "output", "dense2"),
+    "linear_2",
 }
+
+WHOLE_LAYER = {"fc1": "mlp_in", "fc2": "mlp_out", "ffn": "mlp_in", "ffn_output": "mlp_out"}  # OPT's and Albert's
 
 
 def expected_routing(model: nn.Module) -> list[Expected]:
@@ -112,7 +115,8 @@ def _heads(model: nn.Module) -> set[int]:
     output = model.get_output_embeddings()
     layers = list(output) if isinstance(output, nn.ModuleList) else [output]
     layers += [module.lm_head for module in model.modules() if isinstance(getattr(module, "lm_head", None), nn.Linear)]
-    return {id(layer.weight) for layer in layers if layer is not None}
+    # FSMT's accessor gives the decoder's input table even where it is not tied: a lookup makes no logits
+    return {id(layer.weight) for layer in layers if layer is not None and not isinstance(layer, nn.Embedding)}
 
 
 def _two_sides(parameter: Tensor, role: str, view: str) -> tuple[str, str]:
@@ -164,13 +168,14 @@ def _in_table(holder: Holder) -> tuple[Entry, nn.Module] | None:
 
 def _is_table(holder: Holder) -> bool:
     """Looked up by index: torch's embeddings and their subclasses."""
-    return isinstance(holder.owner, nn.Embedding | nn.EmbeddingBag) and holder.names[0] == "weight"
+    table = isinstance(holder.owner, nn.Embedding | nn.EmbeddingBag) or holder.kind == "QuantEmbedding"
+    return table and holder.names[0] == "weight"
 
 
 def _is_position(holder: Holder) -> bool:
     """A lookup by place or distance: the class of the table or its name in the model says so."""
     said = f"{holder.kind} {holder.names[1]}".lower()
-    return re.search(r"position|wpe|relative_attention_bias", said) is not None
+    return re.search(r"position|wpe|relative_attention_bias|rel_pos|rel_embed", said) is not None
 
 
 def _convolution(layer: Any) -> tuple[str, str]:
@@ -186,7 +191,7 @@ def _dense(holder: Holder) -> str | None:
     kinds = [type(module).__name__ for module in holder.modules]
     if any(ROUTER.search(kind) for kind in kinds):
         return "router"
-    if not isinstance(holder.owner, nn.Linear) and holder.kind != "Conv1D":
+    if not isinstance(holder.owner, nn.Linear) and holder.kind not in ("Conv1D", "QuantLinear"):
         return None
     own = holder.names[1]
     inner = kinds[1:]
@@ -195,21 +200,19 @@ def _dense(holder: Holder) -> str | None:
             return "attention"
         if MLP.search(kind):
             around = holder.names[1 : depth + 2]
-            return _mlp(holder, kind, next((name for name in around if name in IN | OUT), own))
+            side = _mlp(kind, next((name for name in around if name in IN | OUT), own))
+            return f"expert_{side}" if any(kind.endswith("Experts") for kind in inner[depth + 1 :]) else f"mlp_{side}"
         if LAYER.search(kind):
-            return {"fc1": "mlp_in", "fc2": "mlp_out"}.get(own) or _sequential(holder)
+            return WHOLE_LAYER.get(own) or _sequential(holder)
     return "hidden"
 
 
-def _mlp(holder: Holder, kind: str, own: str) -> str:
+def _mlp(kind: str, own: str) -> str:
     """In or out, by the layer's name in a class that is an mlp; BERT's halves are classes of their own."""
     if own == "dense":
-        is_in = kind.endswith(("Intermediate", "FeedForwardDense"))
-        return "mlp_in" if is_in else "mlp_out"
-    if own in IN:
-        return "mlp_in"
-    if own in OUT:
-        return "mlp_out"
+        return "in" if kind.endswith(("Intermediate", "FeedForwardDense")) else "out"
+    if own in IN or own in OUT:
+        return "in" if own in IN else "out"
     raise LookupError(f"{own} of {kind}: read its forward pass to see which side of the mlp it is")
 
 

@@ -64,6 +64,12 @@ _enter(
 )
 # mixed_qkv.chunk(3, dim=2)
 _enter("MptAttention", "Wqkv.weight", "attention", equal(3))
+# qkv.view(*input_shape, 3, -1, self.head_dim).unbind(dim=-3)
+_enter("ModernBertAttention", "Wqkv.weight", "attention", equal(3))
+# self.transpose_for_scores(qp).chunk(3, dim=-1), of (heads, 3 * head_dim)
+_enter("DisentangledSelfAttention", "in_proj.weight", "attention", per_head(lambda m: m.num_attention_heads, 3))
+# key_states, value_states = self.to_kv(hidden_states).chunk(2, dim=-1)
+_enter("GraniteSpeechConformerAttention GraniteSpeechPlusConformerAttention", "to_kv.weight", "attention", equal(2))
 # qkv.reshape(batch, height * width, 3, heads, -1): the three come first.
 _enter("GotOcr2VisionAttention", "qkv.weight", "attention", equal(3))
 # qkv_states.split([hidden_size, num_key_value_heads * head_dim, num_key_value_heads * head_dim])
@@ -148,6 +154,8 @@ _enter(
 # einsum("ibh,hnd->ibnd", h, self.q): stored (in, heads, head_dim)
 for _name in ("q", "k", "v", "r"):
     _enter("XLNetRelativeAttention", _name, "attention", "flatten transpose")
+# einsum("td,dnh->tnh", r, w_r), and "binh,dnh->bind" in the factorized form: stored (in, heads, head_dim)
+_enter("FunnelRelMultiheadAttention", "r_kernel", "attention", "flatten transpose")
 # einsum("ibnd,hnd->ibh", attn_vec, self.o): stored (out, heads, head_dim)
 _enter("XLNetRelativeAttention", "o", "attention", "flatten")
 # relative_states @ self.proj gives one logit for each distance, gathered by distance: a column is a distance.
@@ -175,7 +183,7 @@ _enter(
 _enter("Zamba2MLP", "gate_up_proj_adapter_list.#.0.weight", "mlp_in", "matrix")
 _enter("Zamba2MLP", "gate_up_proj_adapter_list.#.1.weight", "mlp_in", equal(2))
 # input, gate = self.Wi(hidden_states).chunk(2, dim=-1)
-_enter("ModernBertDecoderMLP", "Wi.weight", "mlp_in", equal(2))
+_enter("ModernBertDecoderMLP ModernBertMLP", "Wi.weight", "mlp_in", equal(2))
 # chunked_hidden_states = self.input_linear(x).chunk(2, dim=-1)
 _enter("GraniteMoeHybridMLP GraniteMoeSWAMLP GraniteMoeSharedMLP", "input_linear.weight", "mlp_in", equal(2))
 # hidden_states.view(batch, seq, 2, -1): activation_fn([..., 0, :]) * [..., 1, :]
@@ -183,8 +191,22 @@ _enter("MoshiGatingMLP", "fc1.weight", "mlp_in", equal(2))
 # key = torch.square(torch.relu(self.key(key))); value = self.value(key); torch.sigmoid(self.receptance(x)) * value
 for _name, _role in (("key", "mlp_in"), ("receptance", "mlp_in"), ("value", "mlp_out")):
     _enter("RwkvFeedForward", f"{_name}.weight", _role, "matrix")
+# self.linear2(act(self.linear1(x))), self.down_proj(self.act_fn(self.up_proj(x))): mlps in classes of another name
+for _first, _second, _classes in (
+    ("linear1", "linear2", "UltrabertPredictionHead UltraVBertPredictionHead VoxtralRealtimeTextAdaRmsNorm"),
+    ("up_proj", "down_proj", "NeoMMEPatchEmbeddings"),
+):
+    _enter(_classes, f"{_first}.weight", "mlp_in", "matrix")
+    _enter(_classes, f"{_second}.weight", "mlp_out", "matrix")
 # torch.nn.functional.glu(audio_encodings, dim=-1)
 _enter("Gemma3nAudioConformerLightConv1d", "linear_start.weight", "hidden", equal(2))
+# self.glu(self.up_conv(x)) with nn.GLU(dim=1)
+_enter(
+    "GraniteSpeechConformerConvModule GraniteSpeechPlusConformerConvModule",
+    "up_conv.weight",
+    "conv",
+    lambda m, s: f"flatten {blocks(*[s[0] // 2] * 2)}",
+)
 # hidden_states[:, 0 : output_dim, :] + b1, times glu_act(hidden_states[:, output_dim : output_dim * 2, :] + b2)
 _enter(
     "Phi4MultimodalAudioGluPointWiseConv",

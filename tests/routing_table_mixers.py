@@ -71,6 +71,20 @@ _enter(
 )
 # B, C, x = self.in_proj(hidden_states).transpose(-1, -2).chunk(3, dim=-2)
 _enter("Lfm2ShortConv Lfm2MoeShortConv Lfm3ShortConv", "in_proj.weight", "hidden", equal(3))
+# query, key, value, o_preact = torch.tensor_split(qkv_opreact, (qk_dim, 2 * qk_dim, 2 * qk_dim + v_dim), dim=-1)
+_enter("xLSTMLayer", "qkv_opreact.weight", "hidden", lambda m, s: blocks(m.qk_dim, m.qk_dim, m.v_dim, m.v_dim))
+# i_preact, f_preact = torch.tensor_split(if_preact, (self.config.num_heads,), dim=-1)
+_enter("xLSTMLayer", "ifgate_preact.weight", "hidden", equal(2))
+# gate, z = torch.tensor_split(x, (self.up_proj_dim,), dim=-1)
+_enter("xLSTMFeedForward", "proj_up_gate_z.weight", "mlp_in", equal(2))
+# self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) beside experts that are rows of two lookup tables
+for _name, _role in (
+    ("gate_proj", "mlp_in"),
+    ("up_proj", "mlp_in"),
+    ("down_proj", "mlp_out"),
+    ("router_gate", "router"),
+):
+    _enter("DogeCDMoE", f"{_name}.weight", _role, "matrix")
 # torch.baddbmm(bias, reshape_act, self.input_gate_weight): a block of features times (in, out), block by block
 for _name in ("input_gate_weight", "recurrent_gate_weight"):
     _enter("RecurrentGemmaRglru", _name, "hidden", "transpose")
@@ -115,8 +129,28 @@ _enter("GotOcr2VisionAttention", "rel_pos_h", "vector", "vector")
 _enter("GotOcr2VisionAttention", "rel_pos_w", "vector", "vector")
 _enter("GotOcr2VisionEncoder", "pos_embed", "vector", "vector")  # hidden_states + self.pos_embed
 # einsum("ibnd,snd->ibns", q_head + self.r_s_bias, self.seg_embed): a learned token for each of two segments
-_enter("XLNetRelativeAttention", "seg_embed", "vector", "vector")
+_enter("XLNetRelativeAttention FunnelRelMultiheadAttention", "seg_embed", "vector", "vector")
+# self.embed_global(torch.arange(num_global_tokens)): learned tokens, whatever the input
+_enter("PegasusXEncoder", "embed_global.weight", "vector", "vector")
+# Perceiver: latents that attend to the input, and a table of positions
+_enter("PerceiverEmbeddings", "latents", "vector", "vector")
+_enter("PerceiverTrainablePositionEncoding", "position_embeddings", "vector", "vector")
+# torch.matmul(hidden_states, embedding_layer.weight.transpose(0, 1)) makes the logits
+_enter("PerceiverTextPreprocessor", "embeddings.weight", "tied_embedding", "matrix")
+# the speakers' logits, and those of the aligner's classes
+_enter("Nemotron3DiarizationClassificationHead", "out_proj.weight", "lm_head", "matrix")
+_enter("Nemotron3_5TranscribeForConditionalGeneration", "word_timestamp_head.weight", "lm_head", "flatten")
+# x = self.output_projection(x) makes the logits
+_enter("FSMTDecoder", "output_projection.weight", "lm_head", "matrix")
+# hidden_states.matmul(torch.cat([self.decoder.weight.t(), self.dense.weight], dim=0)): the rest of a head, (in, out)
+_enter("MobileBertLMPredictionHead", "dense.weight", "lm_head", "transpose")
+# self.dense(hidden_states), from the width of the layer to that of the stream
+_enter("OutputBottleneck", "dense.weight", "hidden", "matrix")
+# self.qformer(query_embeds=self.query): learned tokens
+_enter("GraniteSpeechEncoderProjector GraniteSpeechPlusEncoderProjector", "query", "vector", "vector")
+# out_mid(softmax(self.out(x))): logits of CTC's vocabulary, and back from them
+_enter("GraniteSpeechCTCEncoder GraniteSpeechPlusCTCEncoder", "out.weight", "lm_head", "matrix")
 # torch.matmul(normed_vision_outputs, self.mm_input_projection_weight): stored (in, out)
-_enter("Gemma3MultiModalProjector", "mm_input_projection_weight", "hidden", "transpose")
+_enter("Gemma3MultiModalProjector T5Gemma2MultiModalProjector", "mm_input_projection_weight", "hidden", "transpose")
 # nn.MultiheadAttention: F.multi_head_attention_forward, in_proj_weight.chunk(3)
 _enter("MultiheadAttention", "in_proj_weight", "attention", equal(3))

@@ -34,7 +34,11 @@ class Case(NamedTuple):
 
 def _cases() -> list[Case]:
     """What the installed transformers has, and what files stand for."""
-    cases = {Case(family, name): None for family in architectures.FAMILIES for name in architectures.names(family)}
+    cases = {
+        Case(family, name): None
+        for family in architectures.FAMILIES
+        for name in architectures.names(family) + architectures.variants(family)
+    }
     cases |= {Case(path.parent.name, path.stem): None for path in sorted(routing_files.FOLDER.glob("*/*.txt"))}
     return list(cases)
 
@@ -42,7 +46,7 @@ def _cases() -> list[Case]:
 @functools.cache
 def _built(case: Case) -> nn.Module:
     family, name = case
-    if name not in architectures.names(family):
+    if name.partition("@")[0] not in architectures.names(family):
         pytest.skip(f"transformers {transformers.__version__} has no {name} among its {family} models")
     return architectures.build(name, family=family)
 
