@@ -130,7 +130,7 @@ def _routing(name: str, parameter: Tensor, holders: list[Holder], heads: set[int
     entry = _in_table(first)
     if entry is not None:
         (role, view), module = entry
-        return role, view(module, tuple(parameter.shape))
+        return role, _joined(view(module, tuple(parameter.shape)))
     leaf = first.names[0]
     if sum(size > 1 for size in parameter.shape) < 2 or leaf == "bias" or leaf.endswith(("_bias", "_biases")):
         return VECTOR
@@ -151,6 +151,11 @@ def _routing(name: str, parameter: Tensor, holders: list[Holder], heads: set[int
         if role is not None:
             return role, "transpose" if first.kind == "Conv1D" else "matrix"
     raise LookupError(f"no rule for {name} of {first.kind} {tuple(parameter.shape)}: read its forward pass")
+
+
+def _joined(view: str) -> str:
+    """What is cut inside each of several heads is one matrix again: the heads are of one kind."""
+    return f"{view} join" if re.fullmatch(r"heads\(\d+\) split\([\d,]+\)", view) else view
 
 
 def _in_table(holder: Holder) -> tuple[Entry, nn.Module] | None:

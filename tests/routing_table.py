@@ -180,8 +180,8 @@ _enter(
     equal(2),
 )
 # gate_up_proj(x) + adapter(x), an nn.Sequential of two layers of low rank, and only then torch.chunk(*, 2, dim=-1)
-_enter("Zamba2MLP", "gate_up_proj_adapter_list.#.0.weight", "mlp_in", "matrix")
-_enter("Zamba2MLP", "gate_up_proj_adapter_list.#.1.weight", "mlp_in", equal(2))
+_enter("Zamba2MLP", "gate_up_proj_adapter_list.#.0.weight", "hidden", "matrix")
+_enter("Zamba2MLP", "gate_up_proj_adapter_list.#.1.weight", "hidden", equal(2))
 # input, gate = self.Wi(hidden_states).chunk(2, dim=-1)
 _enter("ModernBertDecoderMLP ModernBertMLP", "Wi.weight", "mlp_in", equal(2))
 # chunked_hidden_states = self.input_linear(x).chunk(2, dim=-1)
@@ -189,7 +189,7 @@ _enter("GraniteMoeHybridMLP GraniteMoeSWAMLP GraniteMoeSharedMLP", "input_linear
 # hidden_states.view(batch, seq, 2, -1): activation_fn([..., 0, :]) * [..., 1, :]
 _enter("MoshiGatingMLP", "fc1.weight", "mlp_in", equal(2))
 # key = torch.square(torch.relu(self.key(key))); value = self.value(key); torch.sigmoid(self.receptance(x)) * value
-for _name, _role in (("key", "mlp_in"), ("receptance", "mlp_in"), ("value", "mlp_out")):
+for _name, _role in (("key", "mlp_in"), ("receptance", "hidden"), ("value", "mlp_out")):
     _enter("RwkvFeedForward", f"{_name}.weight", _role, "matrix")
 # self.linear2(act(self.linear1(x))), self.down_proj(self.act_fn(self.up_proj(x))): mlps in classes of another name
 for _first, _second, _classes in (
