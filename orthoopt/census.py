@@ -183,13 +183,12 @@ def _accessed_weight(module: nn.Module, accessor: str) -> Tensor | None:
     if not callable(method):
         return None
     try:
-        return cast("Tensor | None", getattr(method(), "weight", None))
-    except (
-        NotImplementedError,
-        AttributeError,
-        TypeError,
-    ):  # a model without that end, or a method of another kind
+        accessed = method()
+    except Exception:  # a model without that end, or a method of another kind
         return None
+    if accessor == "get_output_embeddings" and isinstance(accessed, nn.Embedding):
+        return None  # a lookup makes no logits: FSMT's accessor returns an input table that is tied to nothing
+    return cast("Tensor | None", getattr(accessed, "weight", None))
 
 
 def _from_items(params: Iterable[tuple[str, Tensor]] | Iterable[Tensor], census: Census) -> Iterator[Candidate]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from orthoopt.census import Candidate
 from orthoopt.layouts import HEADS, KEY_VALUE_HEADS, Layout, blocks
-from orthoopt.naming import names
+from orthoopt.naming import FUSED_GATE_UP, names
 from orthoopt.views import parse_view
 
 
@@ -183,6 +183,15 @@ FUSED: tuple[Fused, ...] = (
     ),
     Fused(names("in_proj"), ("ShortConv",), _thirds, "B, C, x fused in its rows"),
     Fused(names("linear_start"), ("LightConv1d",), _halves, "value and gate fused in its rows"),
+    # xLSTM (arXiv 2405.04517) with its layers fused.
+    Fused(
+        names("qkv_opreact"),
+        ("xLSTMLayer",),
+        lambda said: [said("qk_dim"), said("qk_dim"), said("v_dim"), said("v_dim")],
+        "q, k, v, output gate fused in its rows",
+    ),
+    Fused(names("ifgate_preact"), ("xLSTMLayer",), _halves, "input and forget gates fused in its rows"),
+    Fused(names("proj_up_gate_z"), ("xLSTMFeedForward",), _halves, "gate and up fused in its rows"),
     # Gated layers that keep the name of a plain one.
     Fused(
         names("fc1"),
@@ -193,6 +202,12 @@ FUSED: tuple[Fused, ...] = (
 )
 
 
+# Zamba 2 adapts one shared layer differently at each place: lists of Sequential(Linear, Linear).
+_ADAPTED = frozenset(f"{name}_adapter_list" for name in FUSED_GATE_UP)
+
+
 def fused_outputs(candidate: Candidate, rows: int) -> Layout | None:
     """View and words for a layer that one of the entries knows; None for every other."""
+    if candidate.last == "1" and any(part in _ADAPTED for part in candidate.path) and rows % 2 == 0:
+        return blocks([rows // 2] * 2), "the second half of an adapter, added to gate and up fused in its rows"
     return next((layout for entry in FUSED if (layout := entry.layout(candidate, rows)) is not None), None)

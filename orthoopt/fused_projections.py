@@ -12,6 +12,7 @@ from torch import nn
 
 from orthoopt import naming
 from orthoopt.census import Candidate, children, stated
+from orthoopt.fused import fused_outputs
 from orthoopt.heads import is_dense
 from orthoopt.layers import Verdict, attention_layer, mlp_side, owner_words
 from orthoopt.layouts import Layout, blocks, fused_gate_up
@@ -81,7 +82,8 @@ def gated(candidate: Candidate) -> Verdict | None:
         if said is not None:
             halves = blocks([rows // 2] * 2)
             return Verdict("mlp_in", halves, f"{shown}: value and gate fused in its rows, halved by {said}")
-    if mlp_side(candidate) == "in" and is_doubled(candidate) and fused_gate_up(candidate, rows) is None:
+    known = fused_gate_up(candidate, rows) or fused_outputs(candidate, rows)
+    if mlp_side(candidate) == "in" and is_doubled(candidate) and known is None:
         return Verdict("mlp_in", "matrix", f"{shown}: gate and up fused in an unknown order, seen as one matrix")
     return None
 
@@ -121,7 +123,9 @@ def key_value(candidate: Candidate) -> Verdict | None:
 
 
 def kernel_blocks(candidate: Candidate) -> Layout | None:
-    """q, k and v in one kernel of size 1: how they lie, and words for it; None for other kernels."""
+    """q, k and v, or value and gate, in one kernel of size 1: how they lie, and in words; None for other kernels."""
+    if _is_halved(candidate):
+        return blocks([candidate.shape[0] // 2] * 2), "value and gate fused in its rows"
     if candidate.last not in ("qkv", "to_qkv") or max(candidate.shape[2:]) > 1 or candidate.shape[0] % 3:
         return None
     rows = candidate.shape[0]
@@ -133,3 +137,16 @@ def kernel_blocks(candidate: Candidate) -> Layout | None:
     if attention == "QKVAttention" or candidate.last == "to_qkv":
         return blocks([rows // 3] * 3), "q, k, v fused in its rows"
     return None
+
+
+def _is_halved(candidate: Candidate) -> bool:
+    """Whether a kernel of size 1 is followed by a GLU over its channels, as in Conformers."""
+    rows = candidate.shape[0]
+    if rows % 2 or max(candidate.shape[2:]) > 1 or len(candidate.modules) < 2:
+        return False
+    around = children(candidate.modules[1])
+    glus = [place for place, child in enumerate(around) if isinstance(child, nn.GLU) and child.dim in (1, -2)]
+    if not glus:
+        return type(candidate.modules[1]).__name__.endswith("AudioGluPointWiseConv")
+    before = [child for child in around[: glus[0]] if isinstance(child, nn.modules.conv._ConvNd | nn.Linear)]
+    return bool(before) and before[-1] is candidate.owner

@@ -7,6 +7,8 @@ layer all the same: it is noted as unsure, for a matrix rule on an output layer 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from orthoopt import naming
@@ -34,23 +36,23 @@ def find_heads(census: Census) -> None:
     layers = [c for c in census.everything if is_dense(c) and not naming.is_lora(c.path)]
     outer = [c for c in layers if not naming.in_a_stack(c.path) and naming.block(c.path) is None]
     _by_labels(census, layers, outer)
-    if census.output_ids:  # the model says what its head is, the names of other layers do not count
-        return
-    for key, candidate in _last_below_a_head_name(layers).items():
+    # Where the model says what its head is, other layers of ambiguous names do not count.
+    said = naming.is_classifier if census.output_ids else naming.is_head
+    for key, candidate in _last_below(said, layers).items():
         census.heads.setdefault(
             id(candidate.param),
             f"{candidate.label or key.rpartition('.')[0]}: the last layer of that name, it leads to logits",
         )
-    if census.heads or not layers:
+    if census.heads or census.output_ids or not layers:
         return
-    vocabulary = max((c.shape[0] for c in census.everything if _is_table(c)), default=None)
-    fitting = [c for c in outer if c.shape[0] == vocabulary]
+    vocabularies = {c.shape[0] for c in census.everything if _is_table(c)}
+    fitting = [c for c in outer if c.shape[0] in vocabularies]
     if fitting:
-        reason = f"{fitting[-1].label}, the last layer with the vocabulary ({vocabulary}) as outputs"
+        reason = f"{fitting[-1].label}, the last layer with the vocabulary ({fitting[-1].shape[0]}) as outputs"
         census.heads[id(fitting[-1].param)] = reason.lstrip(", ")
     elif layers[-1] not in outer or not _stands_last(layers) or _is_inside_a_base_model(layers[-1]):
         return
-    elif vocabulary is None and census.first_kernel is not None and not _has_accessors(census.root):
+    elif not vocabularies and census.first_kernel is not None and not _has_accessors(census.root):
         reason = f"{layers[-1].label}, the last layer after convolutions, it leads to logits"
         census.heads[id(layers[-1].param)] = reason.lstrip(", ")
     elif len(layers) > 1:
@@ -99,21 +101,21 @@ def _by_labels(census: Census, layers: list[Candidate], outer: list[Candidate]) 
 
 
 def _is_table(candidate: Candidate) -> bool:
-    if candidate.param.ndim != 2 or naming.is_position(candidate.last) or naming.is_token_table(candidate.last):
+    if candidate.param.ndim != 2 or naming.is_no_vocabulary(candidate.last):
         return False
     if candidate.owner is None:
         return candidate.leaf == "weight" and naming.is_embedding(candidate.last)
     return isinstance(candidate.owner, nn.Embedding | nn.EmbeddingBag)
 
 
-def _last_below_a_head_name(layers: list[Candidate]) -> dict[str, Candidate]:
+def _last_below(is_head: Callable[[str], bool], layers: list[Candidate]) -> dict[str, Candidate]:
     """The last layer below every component such as ``classifier`` that stands outside stacks and blocks."""
     found: dict[str, Candidate] = {}
     for candidate in layers:
         for depth, part in enumerate(candidate.path):
             if part.isdigit():
                 break
-            if naming.is_head(part) and naming.block(candidate.path) is None:
+            if is_head(part) and naming.block(candidate.path) is None:
                 parallel = part.endswith("s") and len(candidate.path) == depth + 2  # lm_heads.0, lm_heads.1
                 found[".".join(candidate.path[: depth + 1 + parallel])] = candidate
                 break

@@ -41,14 +41,17 @@ ATTENTION = names(
 )
 FUSED_QKV = names("qkv_proj qkv to_qkv c_attn Wqkv wqkv query_key_value in_proj_weight")
 FUSED_GATE_UP = names("gate_up_proj gate_up Wi input_linear w12 w13 weights_in")
-MLP_IN = FUSED_GATE_UP | names("gate_proj up_proj w_gate w_up dense_h_to_4h c_fc wi wi_0 wi_1 fc_in proj_mlp")
-MLP_OUT = names("down_proj w_down dense_4h_to_h output_linear weights_out w_out fc_out")
+MLP_IN = (FUSED_GATE_UP - {"input_linear"}) | names(
+    "gate_proj up_proj w_gate w_up dense_h_to_4h c_fc wi wi_0 wi_1 fc_in proj_mlp"
+)
+MLP_OUT = names("down_proj w_down dense_4h_to_h weights_out w_out fc_out")
 # Names that may stand for anything else: they need an enclosing mlp, or their other half beside them, of the
 # transposed shape. In pairs of the way in and the way out.
 _PAIRS = _list(
     "fc1/fc2 linear1/linear2 lin1/lin2 w1/w2 w3/w2 fc_1/fc_2 linear_1/linear_2 w_1/w_2 w_0/w_2 dense1/dense2 "
-    "layer_1/layer_2 up/down gate/down gate_up/down proj_up/proj_down proj_up_gate/proj_down "
-    "intermediate/output intermediate_dense/output_dense ffw_layer_1/ffw_layer_2 key/value c_fc/c_proj wi/wo Wi/Wo"
+    "layer_1/layer_2 ffw_layer_1/ffw_layer_2 up/down gate/down gate_up/down proj_up/proj_down proj_up_gate/proj_down "
+    "intermediate/output intermediate_dense/output_dense input_linear/output_linear ffn/ffn_output "
+    "key/value c_fc/c_proj wi/wo Wi/Wo"
 )
 PAIRS_IN = {way_in: way_out for way_in, _, way_out in (pair.partition("/") for pair in _PAIRS)}
 PAIRS_OUT = {way_out: way_in for way_in, way_out in reversed(PAIRS_IN.items())}
@@ -93,10 +96,21 @@ def is_token_table(component: str) -> bool:
     return bool(said & {"token", "tokens"} and said & (_SPECIAL - {"class"}))
 
 
+def is_no_vocabulary(component: str) -> bool:
+    """Whether a table of this name holds places, learned tokens, or kinds of tokens, and not a vocabulary."""
+    kinds = words(component) & {"type", "types", "segment", "segments"}
+    return is_position(component) or is_token_table(component) or bool(kinds)
+
+
+def is_classifier(component: str) -> bool:
+    """Whether a component of this name leads to logits, without doubt."""
+    said = words(component)
+    return bool(said & {"classifier", "logits"} and "pre" not in said)
+
+
 def is_head(component: str) -> bool:
     """Whether a component of this name leads to logits."""
-    said = words(component)
-    return component in HEADS or bool(said & {"classifier", "logits"} and "pre" not in said)
+    return component in HEADS or is_classifier(component)
 
 
 def is_embedding(component: str) -> bool:
@@ -148,11 +162,13 @@ def block_kind(component: str) -> str | None:
     Delta nets and gated residuals call themselves attention by name, ``linear_attn``, but have other heads or none.
     """
     said = {word.rstrip("0123456789") for word in words(component)}
+    if "bottleneck" in said:
+        return "other"
     if said & {"block", "layer", "layers"}:
         return None
     if {"delta", "net"} <= said or {"hyper", "connection"} <= said or {"gated", "residual"} <= said:
         return "other"
-    if said & {"attn", "attention", "mha"}:
+    if said & {"attn", "attention", "mha", "crossattention", "selfattention"}:
         return "attention"
     is_mlp = said & {"mlp", "ffn", "ff", "feedforward"} or {"feed", "forward"} <= said
     return "mlp" if is_mlp or component in ("DenseReluDense", "moe", "block_sparse_moe") else None

@@ -1,7 +1,7 @@
-"""Raw parameters of modules that are no layers of torch: what their forward passes do with them.
+"""Raw parameters, and layers of torch that are used otherwise: what the forward passes of known classes do with them.
 
-An entry speaks for parameters of some names in modules of one class, written as the ending of its name. Each was read
-in the forward passes of transformers' models of that kind.
+An entry speaks for parameters and layers of some names in modules of one class, written as the ending of its name. Each
+was read in the forward passes of transformers' models of that kind.
 """
 
 from __future__ import annotations
@@ -35,17 +35,28 @@ _RAW: tuple[tuple[str, str, tuple[str, str], str], ...] = (
     ("BlockAttentionResidual", "query", _VECTOR, "learned queries, the same at every position"),
     ("Projector", "query", _VECTOR, "learned queries"),
     ("MultiModalProjector", "mm_input_projection_weight", ("hidden", "transpose"), "stored (in, out)"),
+    ("ProphetNetDecoder", "ngram_embeddings", _VECTOR, "a learned token a stream"),
+    ("PegasusXEncoder", "embed_global", _VECTOR, "learned tokens, all of them used"),
     # heads
     ("CodebooksHead", "weight", ("lm_head", "transpose"), "a head a codebook, stored (in, out)"),
+    ("CTCEncoder", "out", ("lm_head", "matrix"), "leads to logits of characters"),
+    ("TranscribeForConditionalGeneration", "word_timestamp_head", ("lm_head", "flatten"), "leads to logits of places"),
+    ("MobileBertLMPredictionHead", "dense", ("lm_head", "transpose"), "the rest of the tied head, stored (in, out)"),
+    ("PerceiverTextPreprocessor", "embeddings", ("tied_embedding", "matrix"), "the decoder multiplies by it"),
 )
 
 
 def raw(candidate: Candidate) -> Verdict | None:
     """Parameters of classes that are known."""
-    kind = type(candidate.owner).__name__ if candidate.owner is not None else ""
-    for ending, leaves, (role, view), words in _RAW:
-        if kind.endswith(ending) and candidate.leaf in names(leaves):
+    if candidate.owner is None:
+        return None
+    kind = type(candidate.owner).__name__
+    around = type(candidate.modules[1]).__name__ if candidate.leaf == "weight" and len(candidate.modules) > 1 else ""
+    for ending, named, (role, view), words in _RAW:
+        if kind.endswith(ending) and candidate.leaf in names(named):
             return Verdict(role, view, f"{owner_words(candidate)} {candidate.leaf}: {words}")
+        if around.endswith(ending) and candidate.last in names(named):
+            return Verdict(role, view, f"{owner_words(candidate)} {candidate.last} of {around}: {words}")
     if kind == "DbrxExpertGLU":
         return _dbrx(candidate)
     if kind == "ZambaMambaMixer" and candidate.leaf == "x_proj_weight":
