@@ -42,10 +42,12 @@ def bias(candidate: Candidate) -> Verdict | None:
 
 
 def norm(candidate: Candidate) -> Verdict | None:
-    """Gains of norms, also those with one row a head."""
-    if candidate.owner is None or not naming.is_norm(type(candidate.owner).__name__):
-        return None
-    return Verdict("vector", "vector", f"gain of {owner_words(candidate)}")
+    """Gains of norms and of features, also those with one row a head."""
+    if candidate.owner is not None and naming.is_norm(type(candidate.owner).__name__):
+        return Verdict("vector", "vector", f"gain of {owner_words(candidate)}")
+    if candidate.leaf != "weight" and naming.is_gain(candidate.leaf) and candidate.param.ndim >= 2:
+        return Verdict("vector", "vector", f"{candidate.leaf} multiplies features one by one")
+    return None
 
 
 def position(candidate: Candidate) -> Verdict | None:
@@ -113,12 +115,18 @@ def _is_embedding(candidate: Candidate) -> bool:
     return candidate.owner_is("Embedding") and candidate.leaf == "weight" and candidate.param.ndim == 2
 
 
+def _is_named_embedding(candidate: Candidate) -> bool:
+    """By names alone: an embedding, or one of a list of them."""
+    listed = candidate.last.isdigit() and len(candidate.path) > 1
+    return naming.is_embedding(candidate.path[-2] if listed else candidate.last)
+
+
 def embedding(candidate: Candidate) -> Verdict | None:
     """Lookup tables by their module; tied to the head when they are the same tensor."""
     holders = [candidate, *candidate.aliases]
     tables = [holder for holder in holders if _is_embedding(holder)]
     if not candidate.modules:
-        tables = [h for h in holders if h.leaf == "weight" and naming.is_embedding(h.last) and h.param.ndim == 2]
+        tables = [h for h in holders if h.leaf == "weight" and h.param.ndim == 2 and _is_named_embedding(h)]
     if not tables:
         return None
     table = tables[0]
@@ -179,6 +187,8 @@ def shape_alone(candidate: Candidate) -> Verdict | None:
             _matrix_or_vector(candidate),
             f"{ndim} dimensions: a stack of experts or a kernel, the shape cannot tell",
         )
+    if naming.may_be_embedding(candidate.last) and candidate.name is not None:
+        return Verdict("unknown", "matrix", f"by name {candidate.last} may be a table or a layer")
     long, short = max(shape), min(shape)
     if long >= 2048 and long >= 16 * short:
         return Verdict("unknown", "matrix", f"by shape: {long} against {short} looks like an embedding or a head")

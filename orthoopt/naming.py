@@ -115,7 +115,18 @@ def is_head(component: str) -> bool:
 
 def is_embedding(component: str) -> bool:
     """Whether a table of this name is an embedding of a vocabulary."""
-    return component in EMBEDDINGS or _EMBEDDING.fullmatch(component) is not None
+    named = re.search(r"(^|_)embeddings(_\d+)?$", component) or {"embed", "tokens"} <= words(component)
+    return component in EMBEDDINGS or bool(named) or _EMBEDDING.fullmatch(component) is not None
+
+
+def may_be_embedding(component: str) -> bool:
+    """Whether a matrix of this name may be a table as well as a layer that embeds: ``shape_embed``."""
+    return bool(words(component) & {"embed", "embedding", "emb"})
+
+
+def is_gain(leaf: str) -> bool:
+    """Whether a raw parameter of this name multiplies features one by one."""
+    return bool(words(leaf) & {"scale", "gain", "gamma"})
 
 
 def is_lora(path: Sequence[str]) -> bool:

@@ -140,6 +140,27 @@ def test_routing_puts_no_table_norm_or_scalar_under_a_spectral_rule(case: Case) 
         assert not wrong, f"under {plan}:\n" + "\n".join(wrong)
 
 
+# What names alone cannot show: tables and heads whose names say nothing of the kind, raw parameters.
+NAMELESS = re.compile(
+    r"transformer\.w\.weight|encoder\.out\.weight|predictions\.dense\.weight|rel_logits_proj\.proj|attention_input\.query|"
+    r"[kv]_sconv\.static_weight"
+)
+
+
+@every_case
+def test_routing_by_names_alone_keeps_tables_heads_and_routers_from_matrix_rules(case: Case) -> None:
+    model = _built(case)
+    expected = _expected(case, model)
+    groups = orthoopt.param_groups(model.named_parameters(), plan="muon")
+    routed = {name: group for group in groups for name, _ in group["params"]}
+    wrong = [
+        f"{name} is {expected[name].role}"
+        for name, group in routed.items()
+        if group["rule"] == "spectral" and expected[name].role in NEVER_SPECTRAL and not NAMELESS.search(name)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def _owners(model: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
     """Every place a trainable tensor is held in, by its name, with tied ones under all their names."""
     return {
