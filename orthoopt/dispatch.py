@@ -38,6 +38,7 @@ def param_groups(
     weight_decay: float = 0.1,
     overrides: Overrides = (),
     options: Mapping[str, Any] | None = None,
+    elsewhere: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Param groups of strings and numbers for :class:`orthoopt.OrthoOpt`, matrices first.
 
@@ -53,6 +54,7 @@ def param_groups(
             ``lr_multiplier``, ``lr``, ``weight_decay``, ``scale``, ``per_head``, ``role`` and ``view``; what it leaves
             out comes from the plan while the rule stays the same.
         options: given to every entry whose rule has them, such as ``{"momentum": 0.9}``.
+        elsewhere: names of parameters that other calls group: a pattern may match these alone.
 
     Returns:
         Groups with ``params`` as (name, tensor) pairs where there are names.
@@ -62,7 +64,9 @@ def param_groups(
         ValueError: no parameters, an unknown plan, role or rule, or an override pattern that matches nothing.
         OSError: a plan file that cannot be read.
     """
-    assignments = assign(params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
+    assignments = assign(
+        params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options, elsewhere=elsewhere
+    )
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, param, role, seen, _, group in sorted(assignments, key=lambda a: _ROLE_ORDER[a.role]):
         view = seen if rules.get(group["rule"]).uses_views else "vector"
@@ -80,6 +84,7 @@ def assign(
     weight_decay: float = 0.1,
     overrides: Overrides = (),
     options: Mapping[str, Any] | None = None,
+    elsewhere: Sequence[str] = (),
 ) -> list[Assignment]:
     """Role, view and group options of every trainable parameter, in the model's order; see :func:`param_groups`."""
     chosen = plan_files.resolve(plan, options)
@@ -89,7 +94,7 @@ def assign(
     if classified[0].name is None:
         _warn_of_bare_parameters(classified)
     patterns = [*overriding.read(overrides), *chosen.overrides]
-    changes = overriding.match([item.name for item in classified], patterns)
+    changes = overriding.match([item.name for item in classified], patterns, elsewhere)
     return [
         _assignment(item, chosen, change, lr, weight_decay) for item, change in zip(classified, changes, strict=True)
     ]

@@ -57,8 +57,10 @@ def read(overrides: Overrides, of: str = "") -> list[Override]:
     return found
 
 
-def match(names: Sequence[str | None], overrides: Sequence[Override]) -> list[Override | None]:
-    """For each name the first override whose pattern is found in it.
+def match(
+    names: Sequence[str | None], overrides: Sequence[Override], elsewhere: Sequence[str] = ()
+) -> list[Override | None]:
+    """For each name the first override whose pattern is found in it; a pattern may match names ``elsewhere`` instead.
 
     A pattern that never wins because earlier ones of its own list take all it matches is a warning and no error: each
     parameter has what an earlier line says, and on a model of more layers the later one may well win.
@@ -76,6 +78,8 @@ def match(names: Sequence[str | None], overrides: Sequence[Override]) -> list[Ov
     hits = [{place for place, name in enumerate(known) if override.pattern.search(name)} for override in overrides]
     for number, override in enumerate(overrides):
         if not hits[number]:
+            if any(override.pattern.search(name) for name in elsewhere):
+                continue
             raise ValueError(f"{override.where} matches no parameter{_nearest(override, known)}")
         before = [i for i in range(number) if overrides[i].of == override.of and hits[i] & hits[number]]
         if before and hits[number] <= set().union(*(hits[i] for i in before)):

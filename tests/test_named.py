@@ -115,6 +115,22 @@ def test_symmetry_takes_every_plan_of_its_family_as_it_is(plan: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:bare parameters:UserWarning")
+def test_a_pattern_may_match_in_one_of_several_groups_and_must_in_one() -> None:
+    decayed = [
+        ("fc.weight", torch.zeros(4, 6, requires_grad=True)),
+        ("head.weight", torch.zeros(9, 4, requires_grad=True)),
+    ]
+    groups = [
+        {"params": iter(decayed)},
+        {"params": [("fc.bias", torch.zeros(4, requires_grad=True))], "weight_decay": 0.0},
+    ]
+    opt = orthoopt.Symmetry(groups, lr=0.5, overrides=[(r"head", {"lr": 0.25}), (r"bias", {"lr": 0.125})])
+    rates = {name: group["lr"] for group in opt.param_groups for name in group["param_names"]}
+    assert rates == {"fc.weight": 0.5, "head.weight": 0.25, "fc.bias": 0.125}
+    with pytest.raises(ValueError, match="matches no parameter"):
+        orthoopt.Symmetry([{"params": decayed}], lr=0.5, overrides=[(r"tail", {"lr": 0.25})])
+
+
 def test_groups_keep_their_own_rate_and_ready_groups_stay() -> None:
     w, v, u = (nn.Parameter(torch.randn(4, 4)) for _ in range(3))
     optimizer = Muon(

@@ -37,14 +37,14 @@ def groups_from(
     if not isinstance(entries[0], Mapping):
         return param_groups(entries, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
     groups: list[dict[str, Any]] = []
-    for group in entries:
+    listed = [{**group, "params": _listed(group["params"])} for group in entries]
+    contents = [_named(group) for group in listed]
+    names = [item[0] for inner in contents for item in inner if isinstance(item, tuple)]
+    for group, inner in zip(listed, contents, strict=True):
         if "rule" in group:
-            groups.append(dict(group))
+            groups.append(group)
             continue
         rest = {k: v for k, v in group.items() if k not in ("params", "param_names", "lr", "weight_decay")}
-        inner = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-        if group.get("param_names") is not None:
-            inner = list(zip(group["param_names"], inner, strict=True))
         groups += param_groups(
             inner,
             plan,
@@ -52,8 +52,19 @@ def groups_from(
             weight_decay=group.get("weight_decay", weight_decay),
             overrides=overrides,
             options={**options, **rest},
+            elsewhere=names,
         )
     return groups
+
+
+def _listed(params: Any) -> list[Any]:
+    return [params] if isinstance(params, Tensor) else list(params)  # an iterator can be read once
+
+
+def _named(group: Mapping[str, Any]) -> list[Any]:
+    """The parameters of a group, as (name, tensor) pairs where they have names."""
+    names = group.get("param_names")
+    return group["params"] if names is None else list(zip(names, group["params"], strict=True))
 
 
 def in_own_units(plan: str, adam_lr: float | Tensor | None, weight_decay: float) -> plans.Plan:
