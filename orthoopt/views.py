@@ -27,230 +27,27 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 import re
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
-Shape = tuple[int, ...]
+from orthoopt._view_steps import (
+    Column,
+    Flatten,
+    Heads,
+    HeadsIn,
+    HeadSize,
+    Interleave,
+    Join,
+    Shape,
+    Split,
+    Step,
+    Transpose,
+    needs_matrix,
+)
 
 _STEP = re.compile(r"(?P<name>[a-z_]+)(?:\((?P<arguments>\d+(?:,\d+)*)\))?")
-
-
-class _Step(Protocol):
-    """One link of a view: a bijection between a tensor and the pieces it is made of."""
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        """Shapes of the pieces of a tensor of this shape; ValueError with the bare reason if it cannot."""
-
-    def apply(self, tensor: Tensor) -> list[Tensor]:
-        """The pieces, as torch views of the tensor wherever its strides allow."""
-
-    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        """The tensor of this shape that has these pieces."""
-
-    def describe(self) -> str:
-        """A few words for people."""
-
-
-def _needs_matrix(shape: Shape) -> None:
-    if len(shape) < 2:
-        raise ValueError(f"it needs at least 2 dimensions, not {len(shape)}")
-
-
-@dataclass(frozen=True)
-class _Transpose:
-    """``transpose``: (..., cols, rows) -> (..., rows, cols)."""
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        _needs_matrix(shape)
-        return [(*shape[:-2], shape[-1], shape[-2])]
-
-    def apply(self, tensor: Tensor) -> list[Tensor]:
-        return [tensor.mT]
-
-    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        return pieces[0].mT
-
-    def describe(self) -> str:
-        return "transposed"
-
-
-@dataclass(frozen=True)
-class _Column:
-    """``column``: (..., n) -> (..., n, 1)."""
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        if not shape:
-            raise ValueError("a column needs at least 1 dimension, not 0")
-        return [(*shape, 1)]
-
-    def apply(self, tensor: Tensor) -> list[Tensor]:
-        return [tensor.unsqueeze(-1)]
-
-    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        return pieces[0].squeeze(-1)
-
-    def describe(self) -> str:
-        return "a column"
-
-
-@dataclass(frozen=True)
-class _Flatten:
-    """``flatten``: (out, in, k...) -> (out, in * k...).
-
-    The order of the columns never depends on strides: a gradient, its momentum and the parameter may differ
-    in memory format and must still meet column by column. So a channels_last kernel is copied, not reordered.
-    """
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        if len(shape) < 3:
-            raise ValueError(f"a convolution kernel has at least 3 dimensions, not {len(shape)}")
-        return [(shape[0], math.prod(shape[1:]))]
-
-    def apply(self, tensor: Tensor) -> list[Tensor]:
-        return [tensor.flatten(1)]
-
-    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        return pieces[0].reshape(shape)
-
-    def describe(self) -> str:
-        return "flattened kernel"
-
-
-@dataclass(frozen=True)
-class _Split:
-    """``split(a,b,c)``: rows cut into consecutive blocks."""
-
-    sizes: tuple[int, ...]
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        _needs_matrix(shape)
-        if shape[-2] != sum(self.sizes):
-            raise ValueError(f"the blocks have {sum(self.sizes)} rows together, the matrix has {shape[-2]}")
-        return [(*shape[:-2], size, shape[-1]) for size in self.sizes]
-
-    def apply(self, tensor: Tensor) -> list[Tensor]:
-        return list(tensor.split(list(self.sizes), dim=-2))
-
-    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        return torch.cat(pieces, dim=-2)
-
-    def describe(self) -> str:
-        return f"{len(self.sizes)} fused matrices ({'+'.join(map(str, self.sizes))} rows)"
-
-
-@dataclass(frozen=True)
-class _Interleave:
-    """``interleave(k)``: rows i, i + k, i + 2k, ... are piece i."""
-
-    count: int
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        _needs_matrix(shape)
-        if shape[-2] % self.count:
-            raise ValueError(f"{shape[-2]} rows cannot be dealt out to {self.count} matrices")
-        return [(*shape[:-2], shape[-2] // self.count, shape[-1])] * self.count
-
-    def apply(self, tensor: Tensor) -> list[Tensor]:
-        return [tensor[..., i :: self.count, :] for i in range(self.count)]
-
-    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        return torch.stack(pieces, dim=-2).reshape(shape)
-
-    def describe(self) -> str:
-        return f"{self.count} fused matrices (rows interleaved)"
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """``heads(h)``: (..., h * d, cols) -> (..., h, d, cols)."""
-
-    count: int
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        _needs_matrix(shape)
-        if shape[-2] % self.count:
-            raise ValueError(f"{shape[-2]} rows cannot be cut into {self.count} heads")
-        return [(*shape[:-2], self.count, shape[-2] // self.count, shape[-1])]
-
-    def apply(self, tensor: Tensor) -> list[Tensor]:
-        return [tensor.unflatten(-2, (self.count, tensor.shape[-2] // self.count))]
-
-    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        return pieces[0].reshape(shape)
-
-    def describe(self) -> str:
-        return f"{self.count} heads of rows"
-
-
-@dataclass(frozen=True)
-class _HeadSize:
-    """``head_size(d)``: (..., h * d, cols) -> (..., h, d, cols)."""
-
-    size: int
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        _needs_matrix(shape)
-        if shape[-2] % self.size:
-            raise ValueError(f"{shape[-2]} rows cannot be cut into heads of {self.size}")
-        return [(*shape[:-2], shape[-2] // self.size, self.size, shape[-1])]
-
-    def apply(self, tensor: Tensor) -> list[Tensor]:
-        return [tensor.unflatten(-2, (tensor.shape[-2] // self.size, self.size))]
-
-    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        return pieces[0].reshape(shape)
-
-    def describe(self) -> str:
-        return f"heads of {self.size} rows"
-
-
-@dataclass(frozen=True)
-class _HeadsIn:
-    """``heads_in(h)``: (..., rows, h * d) -> (..., h, rows, d)."""
-
-    count: int
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        _needs_matrix(shape)
-        if shape[-1] % self.count:
-            raise ValueError(f"{shape[-1]} columns cannot be cut into {self.count} heads")
-        return [(*shape[:-2], self.count, shape[-2], shape[-1] // self.count)]
-
-    def apply(self, tensor: Tensor) -> list[Tensor]:
-        return [tensor.unflatten(-1, (self.count, tensor.shape[-1] // self.count)).movedim(-2, -3)]
-
-    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        return pieces[0].movedim(-3, -2).reshape(shape)
-
-    def describe(self) -> str:
-        return f"{self.count} heads of columns"
-
-
-@dataclass(frozen=True)
-class _Join:
-    """``join``: (..., h, d, cols) -> (..., h * d, cols).
-
-    No strides show heads that lie apart as one matrix, so the pieces are copies; :meth:`View.targets` are not.
-    """
-
-    def shapes(self, shape: Shape) -> list[Shape]:
-        if len(shape) < 3:
-            raise ValueError(f"there are no heads to join in {len(shape)} dimensions")
-        return [(*shape[:-3], shape[-3] * shape[-2], shape[-1])]
-
-    def apply(self, tensor: Tensor) -> list[Tensor]:
-        return [tensor.flatten(-3, -2)]
-
-    def invert(self, pieces: list[Tensor], shape: Shape) -> Tensor:
-        return pieces[0].reshape(shape)
-
-    def describe(self) -> str:
-        return "heads joined"
 
 
 _KNOWN = {
@@ -274,7 +71,7 @@ class View:
 
     spec: str
     is_matrix: bool
-    steps: tuple[_Step, ...]
+    steps: tuple[Step, ...]
 
     def pieces(self, tensor: Tensor) -> list[Tensor]:
         """The matrices of a tensor, each ``(..., rows, cols)``, in the order of the view.
@@ -290,9 +87,9 @@ class View:
 
         The pieces themselves, but before they are joined: those are torch views.
         """
-        return self._apply(tuple(step for step in self.steps if not isinstance(step, _Join)), tensor)
+        return self._apply(tuple(step for step in self.steps if not isinstance(step, Join)), tensor)
 
-    def _apply(self, steps: tuple[_Step, ...], tensor: Tensor) -> list[Tensor]:
+    def _apply(self, steps: tuple[Step, ...], tensor: Tensor) -> list[Tensor]:
         _piece_shapes(self, tuple(tensor.shape))  # raises when it does not fit; cached
         pieces = [tensor]
         for step in steps:
@@ -335,12 +132,12 @@ def parse_view(spec: str) -> View:
     if spec in ("matrix", "vector"):
         return View(spec, is_matrix=spec == "matrix", steps=())
     steps = tuple(_parse_step(word, spec) for word in spec.split(" "))
-    if any(isinstance(step, _Join) for step in steps[:-1]):
+    if any(isinstance(step, Join) for step in steps[:-1]):
         raise ValueError(f"view {spec!r}: 'join' is the last step, nothing follows it")
     return View(spec, is_matrix=True, steps=steps)
 
 
-def _parse_step(word: str, spec: str) -> _Step:
+def _parse_step(word: str, spec: str) -> Step:
     match = _STEP.fullmatch(word)
     name = match["name"] if match else ""
     numbers = tuple(int(number) for number in match["arguments"].split(",")) if match and match["arguments"] else ()
@@ -348,23 +145,23 @@ def _parse_step(word: str, spec: str) -> _Step:
         raise ValueError(f"view {spec!r}: {name!r} stands alone, it does not combine with other steps")
     if all(number > 0 for number in numbers):
         if name == "transpose" and not numbers:
-            return _Transpose()
+            return Transpose()
         if name == "column" and not numbers:
-            return _Column()
+            return Column()
         if name == "flatten" and not numbers:
-            return _Flatten()
+            return Flatten()
         if name == "join" and not numbers:
-            return _Join()
+            return Join()
         if name == "split" and numbers:
-            return _Split(numbers)
+            return Split(numbers)
         if name == "interleave" and len(numbers) == 1:
-            return _Interleave(numbers[0])
+            return Interleave(numbers[0])
         if name == "heads" and len(numbers) == 1:
-            return _Heads(numbers[0])
+            return Heads(numbers[0])
         if name == "heads_in" and len(numbers) == 1:
-            return _HeadsIn(numbers[0])
+            return HeadsIn(numbers[0])
         if name == "head_size" and len(numbers) == 1:
-            return _HeadSize(numbers[0])
+            return HeadSize(numbers[0])
     near = difflib.get_close_matches(word.split("(")[0], _KNOWN, n=1)
     hint = f" (did you mean {_KNOWN[near[0]]!r}?)" if near else ""
     raise ValueError(
@@ -380,7 +177,7 @@ def _piece_shapes(view: View, shape: Shape) -> tuple[Shape, ...]:
     shapes = [shape]
     try:
         if not view.steps:
-            _needs_matrix(shape)
+            needs_matrix(shape)
         for step in view.steps:
             shapes = [part for piece in shapes for part in step.shapes(piece)]
     except ValueError as error:
@@ -388,7 +185,7 @@ def _piece_shapes(view: View, shape: Shape) -> tuple[Shape, ...]:
     return tuple(shapes)
 
 
-def _merge(steps: tuple[_Step, ...], pieces: list[Tensor], shape: Shape) -> Tensor:
+def _merge(steps: tuple[Step, ...], pieces: list[Tensor], shape: Shape) -> Tensor:
     """Undo the steps from the last to the first; each child of the first step owns an equal run of pieces."""
     if not steps:
         return pieces[0]
