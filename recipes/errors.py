@@ -10,7 +10,7 @@ class RecipeError(ValueError):
     """A wrong option, config or corpus; `orthoopt pretrain` prints it in one line and exits with status 2."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?` for the known name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str:
+    """Return `; did you mean X?` for the known name closest to `name`, or an empty string; likeness is from 0 to 1."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -215,8 +215,10 @@ def test_the_promised_symmetry_holds(
         tolerance *= 3 if options.get("method") == "gram" else 1
         # A centred matrix has a null direction where its units are no more than its features; rounding in it is
         # magnified by the slope of the iteration at zero, up to 1e3, and only a second projection takes it out again.
+        # In the Gram form the polynomial of R is itself as large there, 1e3, and its rounding, 6e-8 times that in each
+        # of five products, meets the whole matrix and not its null part alone: 3e-4, 4e-4 at most in 1350 draws.
         if options.get("centre") == "pre" and (rows <= cols) == (options.get("axis", "rows") == "rows"):
-            tolerance = max(tolerance, 1e-4)
+            tolerance = max(tolerance, 1e-3 if options.get("method") == "gram" else 1e-4)
     assert _equivariance_error(rule, options, x, left, right, dtype) < tolerance
 
 
@@ -264,7 +266,10 @@ def test_transposable_rules_commute_with_transposition(name: str, data: st.DataO
 def test_the_stated_rms_is_that_of_a_gaussian_matrix(
     name: str, data: st.DataObject, rows: int, cols: int, seed: int
 ) -> None:
-    """Scales rest on it. Singular values of a five-step iteration lie between 0.5 and 1.3 here, hence the band."""
+    """Scales rest on it. Singular values of a five-step iteration lie between 0.5 and 1.3 here, hence the band.
+
+    A hundredth more for nuclear norms, which are stated for large matrices and scatter by that on small ones.
+    """
     rule = rules.get(name)
     options = data.draw(options_of(rule, has_stated_rms), label="options")
     assert rule.rms is not None
@@ -273,7 +278,7 @@ def test_the_stated_rms_is_that_of_a_gaussian_matrix(
     assume(options.get("ns_coefficients") not in ("aol4", "root_2048x2048"))
     update = rule.direct(matrix(rows, cols, "gaussian", seed), options)
     ratio = float(update.square().mean().sqrt()) / rule.rms(rows, cols, options)
-    assert 0.6 < ratio < 1.3
+    assert 0.6 < ratio < 1.31
 
 
 @pytest.mark.parametrize("name", rules.names())
