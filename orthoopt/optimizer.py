@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from orthoopt import buckets, checkpoint, matrix_state, rules
+from orthoopt._work import Work, collect
+from orthoopt.elementwise import apply_elementwise, measured
 from orthoopt.groups import complete_group
 from orthoopt.nonfinite import (
     finite_gate,
@@ -28,21 +30,9 @@ from orthoopt.nonfinite import (
 from orthoopt.rules import Rule
 from orthoopt.scale import scale_factor
 from orthoopt.views import View, parse_view
-from orthoopt.weight_decay import shrink, shrink_cautiously
+from orthoopt.weight_decay import shrink
 
 NONFINITE = ("skip", "raise")
-
-
-class _Work(NamedTuple):
-    """One group's part of one step, on one device."""
-
-    group: dict[str, Any]
-    rule: Rule
-    options: dict[str, Any]
-    view: View
-    names: list[str]
-    params: list[Tensor]
-    grads: list[Tensor]
 
 
 class OrthoOpt(Optimizer):
@@ -150,7 +140,7 @@ class OrthoOpt(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [part for group in self.param_groups for part in _collect(group)]
+        work = [part for group in self.param_groups for part in collect(group)]
         gates = self._admit(work)
         if gates is None:
             return loss
@@ -165,7 +155,7 @@ class OrthoOpt(Optimizer):
             param.copy_(master)
         return loss
 
-    def _admit(self, work: Sequence[_Work]) -> dict[torch.device, Tensor] | None:
+    def _admit(self, work: Sequence[Work]) -> dict[torch.device, Tensor] | None:
         """Decide whether the step may happen: None if not, else a gate a device if the host must not wait to know."""
         raising = any(part.group["nonfinite"] == "raise" for part in work)
         bad: str | None = None
@@ -204,7 +194,7 @@ class OrthoOpt(Optimizer):
                 stacklevel=4,
             )
 
-    def _update_group(self, part: _Work, masters: list[Tensor], gate: Tensor | None) -> list[buckets.Item]:
+    def _update_group(self, part: Work, masters: list[Tensor], gate: Tensor | None) -> list[buckets.Item]:
         """Move state, decay, and apply an elementwise rule; returns the matrices still to be directed."""
         group, rule, options = part.group, part.rule, part.options
         states = [
@@ -221,8 +211,8 @@ class OrthoOpt(Optimizer):
         lr = _learning_rate(group["lr"], masters[0].device, gate)
         cautious = shrink(masters, group, lr)
         if not rule.is_matrix:
-            signal = _measured(rule, signal, part.view, options)
-            _apply_elementwise(masters, signal, lr, cautious)
+            signal = measured(rule, signal, part.view, options)
+            apply_elementwise(masters, signal, lr, cautious)
             return []
         assert rule.rms is not None
         items = []
@@ -271,73 +261,3 @@ def _learning_rate(lr: float | Tensor, device: torch.device, gate: Tensor | None
     if isinstance(lr, Tensor):
         lr = lr.reshape(()).to(device, non_blocking=True)
     return lr if gate is None else gate * lr
-
-
-def _collect(group: dict[str, Any]) -> Iterable[_Work]:
-    """The parameters of a group that have gradients, by device, checked before anything moves."""
-    rule = rules.get(group["rule"])
-    view = parse_view(group["view"])
-    names = group.get("param_names") or [f"parameter {i} of its group" for i in range(len(group["params"]))]
-    parts: dict[torch.device, _Work] = {}
-    for name, param in zip(names, group["params"], strict=True):
-        if param.grad is None:
-            continue
-        _check_gradient(name, param, rule)
-        if param.device not in parts:
-            parts[param.device] = _Work(group, rule, rule.options(group), view, [], [], [])
-        part = parts[param.device]
-        part.names.append(name)
-        part.params.append(param)
-        part.grads.append(param.grad)
-    return parts.values()
-
-
-def _check_gradient(name: str, param: Tensor, rule: Rule) -> None:
-    grad = param.grad
-    assert grad is not None
-    if grad.is_sparse or grad.layout is not torch.strided:
-        raise RuntimeError(f"orthoopt does not support sparse gradients; {name} has layout {grad.layout}")
-    if torch.is_complex(param) or torch.is_complex(grad):
-        raise RuntimeError(f"orthoopt does not support complex parameters; {name} is {param.dtype}")
-    if not rule.is_matrix:
-        return
-    if param.ndim < 2:
-        raise RuntimeError(
-            f"{name} has shape {tuple(param.shape)} but its rule {rule.name!r} needs whole matrices: it was flattened "
-            "or sliced after the groups were made (FSDP1 and ZeRO do this)"
-        )
-    if any(not placement.is_replicate() for placement in getattr(param, "placements", ())):
-        raise RuntimeError(
-            f"{name} is sharded ({getattr(param, 'placements', None)}) and its rule {rule.name!r} needs the whole "
-            "matrix; a shard is never updated as if it were the matrix"
-        )
-
-
-def _measured(rule: Rule, signal: rules.Signal, view: View, options: dict[str, Any]) -> rules.Signal:
-    """The signal of a rule that measures vectors: those that are fused or stacked in one parameter, each by itself."""
-    if rule.measure is None:
-        return signal
-    if not view.is_matrix:
-        return signal._replace(numerators=[rule.measure(x, options, None) for x in signal.numerators])
-    taken_apart = (([rule.measure(piece, options, (-2, -1)) for piece in view.pieces(x)], x) for x in signal.numerators)
-    return signal._replace(numerators=[view.merge(pieces, tuple(x.shape)) for pieces, x in taken_apart])
-
-
-def _apply_elementwise(
-    masters: list[Tensor], signal: rules.Signal, lr: float | Tensor, cautious: float | Tensor
-) -> None:
-    numerators, denominators, divisors = signal
-    if isinstance(cautious, Tensor) or cautious != 0:
-        for master, numerator in zip(masters, numerators, strict=True):
-            shrink_cautiously(master, numerator, cautious)  # denominators are positive: the sign is the update's
-    if denominators is not None and not isinstance(lr, Tensor):
-        # torch.optim.AdamW's own last operation, so that results agree to the last bit.
-        scalars = [-(lr / divisor) for divisor in divisors or [1.0] * len(masters)]
-        torch._foreach_addcdiv_(masters, list(numerators), list(denominators), scalars)
-        return
-    updates = list(numerators)
-    if denominators is not None:
-        updates = list(torch._foreach_div(updates, list(denominators)))
-    if divisors is not None:
-        updates = [update / divisor for update, divisor in zip(updates, divisors, strict=True)]
-    buckets.subtract(masters, updates, [lr] * len(masters))

@@ -1,0 +1,69 @@
+"""What one step has to do: the parameters of a group that have gradients, by device, checked before anything moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthoopt import rules
+from orthoopt.rules import Rule
+from orthoopt.views import View, parse_view
+
+
+class Work(NamedTuple):
+    """One group's part of one step, on one device."""
+
+    group: dict[str, Any]
+    rule: Rule
+    options: dict[str, Any]
+    view: View
+    names: list[str]
+    params: list[Tensor]
+    grads: list[Tensor]
+
+
+def collect(group: dict[str, Any]) -> Iterable[Work]:
+    """The work of a group, a part a device.
+
+    Raises:
+        RuntimeError: a sparse, complex, flattened or sharded parameter that its rule cannot take, by name.
+    """
+    rule = rules.get(group["rule"])
+    view = parse_view(group["view"])
+    names = group.get("param_names") or [f"parameter {i} of its group" for i in range(len(group["params"]))]
+    parts: dict[torch.device, Work] = {}
+    for name, param in zip(names, group["params"], strict=True):
+        if param.grad is None:
+            continue
+        _check_gradient(name, param, rule)
+        if param.device not in parts:
+            parts[param.device] = Work(group, rule, rule.options(group), view, [], [], [])
+        part = parts[param.device]
+        part.names.append(name)
+        part.params.append(param)
+        part.grads.append(param.grad)
+    return parts.values()
+
+
+def _check_gradient(name: str, param: Tensor, rule: Rule) -> None:
+    grad = param.grad
+    assert grad is not None
+    if grad.is_sparse or grad.layout is not torch.strided:
+        raise RuntimeError(f"orthoopt does not support sparse gradients; {name} has layout {grad.layout}")
+    if torch.is_complex(param) or torch.is_complex(grad):
+        raise RuntimeError(f"orthoopt does not support complex parameters; {name} is {param.dtype}")
+    if not rule.is_matrix:
+        return
+    if param.ndim < 2:
+        raise RuntimeError(
+            f"{name} has shape {tuple(param.shape)} but its rule {rule.name!r} needs whole matrices: it was flattened "
+            "or sliced after the groups were made (FSDP1 and ZeRO do this)"
+        )
+    if any(not placement.is_replicate() for placement in getattr(param, "placements", ())):
+        raise RuntimeError(
+            f"{name} is sharded ({getattr(param, 'placements', None)}) and its rule {rule.name!r} needs the whole "
+            "matrix; a shard is never updated as if it were the matrix"
+        )
