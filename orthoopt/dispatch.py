@@ -94,7 +94,8 @@ def assign(
     if classified[0].name is None:
         _warn_of_bare_parameters(classified)
     patterns = [*overriding.read(overrides), *chosen.overrides]
-    changes = overriding.match([item.name for item in classified], patterns, elsewhere)
+    aliases = {alias: str(item.name) for item in classified for alias in item.aliases}
+    changes = overriding.match([item.name for item in classified], patterns, elsewhere, aliases)
     return [
         _assignment(item, chosen, change, lr, weight_decay) for item, change in zip(classified, changes, strict=True)
     ]

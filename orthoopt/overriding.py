@@ -58,7 +58,10 @@ def read(overrides: Overrides, of: str = "") -> list[Override]:
 
 
 def match(
-    names: Sequence[str | None], overrides: Sequence[Override], elsewhere: Sequence[str] = ()
+    names: Sequence[str | None],
+    overrides: Sequence[Override],
+    elsewhere: Sequence[str] = (),
+    aliases: Mapping[str, str] | None = None,
 ) -> list[Override | None]:
     """For each name the first override whose pattern is found in it; a pattern may match names ``elsewhere`` instead.
 
@@ -80,6 +83,12 @@ def match(
         if not hits[number]:
             if any(override.pattern.search(name) for name in elsewhere):
                 continue
+            tied = next((alias for alias in aliases or {} if override.pattern.search(alias)), None)
+            if tied is not None and aliases is not None:
+                raise ValueError(
+                    f"{override.where} matches no parameter of its own: {tied} is the same tensor as {aliases[tied]}, "
+                    "which is listed under that name alone"
+                )
             raise ValueError(f"{override.where} matches no parameter{_nearest(override, known)}")
         before = [i for i in range(number) if overrides[i].of == override.of and hits[i] & hits[number]]
         if before and hits[number] <= set().union(*(hits[i] for i in before)):

@@ -60,6 +60,8 @@ class Classified(NamedTuple):
     """For the bias of a fused or stacked linear map: the view that shows it as a vector for each matrix."""
     padding_row: int | None = None
     """For an embedding, the row whose gradient is zero by its module's ``padding_idx``."""
+    aliases: tuple[str, ...] = ()
+    """The other names of the same tensor."""
 
 
 def roles(params: Parameters) -> list[ParameterRole]:
@@ -88,6 +90,7 @@ def classify(params: Parameters) -> list[Classified]:
             per_head(c, verdict),
             _per_vector(c, named),
             _padding_row(c) if verdict.role == "embedding" else None,
+            tuple(alias.name for alias in c.aliases if alias.name is not None and alias.name != c.name),
         )
         for c, verdict in verdicts
     ]

@@ -205,3 +205,8 @@ def test_matrix_roles_come_first_and_order_inside_groups_is_the_models() -> None
         assert places == sorted(places)
     matrix = [group["role"] in plans.MATRIX_ROLES for group in groups]
     assert matrix == sorted(matrix, reverse=True) and matrix[0]
+
+
+def test_a_pattern_for_the_other_name_of_a_tied_tensor_says_so() -> None:
+    with pytest.raises(ValueError, match=r"lm_head\.weight is the same tensor as model\.embed_tokens\.weight"):
+        param_groups(models.llama(tie_word_embeddings=True), overrides=[(r"lm_head", {"rule": "adamw"})])
