@@ -58,7 +58,7 @@ def position(candidate: Candidate) -> Verdict | None:
     # ProphetNet and LayoutLM keep them in Linear layers: one side of the weight is distances.
     said = naming.words(candidate.last)
     table = table or (candidate.leaf == "weight" and bool(said & {"rel", "relative"} and said & {"bias", "embeddings"}))
-    if table and naming.is_token_table(candidate.last):
+    if _is_embedding(candidate) and naming.is_token_table(candidate.last):
         return Verdict("vector", "vector", f"{owner_words(candidate)} {candidate.last} holds learned tokens")
     if table and (
         naming.is_position(candidate.last) or places or around & {"position", "positions", "positional", "relative"}
@@ -148,7 +148,8 @@ def head(candidate: Candidate) -> Verdict | None:
     """The output layer: found by ``heads.find_heads`` before any decision."""
     reason = candidate.census.heads.get(id(candidate.param))
     if reason is not None:
-        return Verdict("lm_head", "matrix", f"{owner_words(candidate)} {reason}")
+        view = "matrix" if candidate.param.ndim == 2 else "flatten"
+        return Verdict("lm_head", view, f"{owner_words(candidate)} {reason}")
     reason = candidate.census.unsure.get(id(candidate.param))
     return None if reason is None else Verdict("unknown", "matrix", f"{owner_words(candidate)} {reason}")
 
@@ -160,6 +161,8 @@ def router(candidate: Candidate) -> Verdict | None:
     if candidate.owner_is("Router", "TopKGate"):
         return Verdict("router", "matrix", f"{owner_words(candidate)}: one row for each expert")
     inside = [part for part in candidate.path if part in naming.ROUTERS]
+    if inside == ["gate"] and candidate.last == "gate" and candidate.shape[0] >= candidate.shape[1]:
+        return None  # a gate of features: there are fewer experts than features
     if attention_layer(candidate) is not None and "router" not in inside:
         return None
     is_mlp_gate = any(candidate.beside(up) == candidate.shape for up in ("up", "up_proj", "w_up", "value"))

@@ -192,6 +192,29 @@ FUSED: tuple[Fused, ...] = (
     ),
     Fused(names("ifgate_preact"), ("xLSTMLayer",), _halves, "input and forget gates fused in its rows"),
     Fused(names("proj_up_gate_z"), ("xLSTMFeedForward",), _halves, "gate and up fused in its rows"),
+    # LeViT, FocalNet and gates of detectors.
+    Fused(
+        names("queries_keys_values"),
+        ("LevitAttention",),
+        lambda said: [said("key_dim"), said("key_dim"), said("attention_ratio") * said("key_dim")],
+        "q, k, v fused head after head, joined",
+        heads=lambda said: said.heads,
+    ),
+    Fused(
+        names("keys_values"),
+        ("LevitAttentionSubsample",),
+        lambda said: [said("key_dim"), said("attention_ratio") * said("key_dim")],
+        "k, v fused head after head, joined",
+        heads=lambda said: said.heads,
+    ),
+    Fused(
+        names("projection_in"),
+        ("FocalNetModulation",),
+        lambda said: [said("dim"), said("dim"), said("focal_level") + 1],
+        "query, context and gates fused in its rows",
+    ),
+    Fused(names("gate"), ("DFineGate", "Deimv2Gate"), _halves, "two gates fused in its rows"),
+    Fused(names("dense"), ("GlobalPointer",), _halves, "queries and keys fused in its rows"),
     # Gated layers that keep the name of a plain one.
     Fused(
         names("fc1"),

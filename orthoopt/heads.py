@@ -82,19 +82,24 @@ def _is_inside_a_base_model(candidate: Candidate) -> bool:
     return isinstance(base, nn.Module) and any(module is base for module in candidate.modules)
 
 
-def _by_labels(census: Census, layers: list[Candidate], outer: list[Candidate]) -> None:
-    """Layers of a transformers model with as many outputs as its config has labels.
+_CLASSES = naming.names("class classes cls score scores classifier predictor")
 
-    They stand outside blocks and beside the base model, or are called after classes and scores.
+
+def _by_labels(census: Census, layers: list[Candidate], outer: list[Candidate]) -> None:
+    """Layers of a transformers model with as many outputs as its config has labels, kernels of size 1 among them.
+
+    They stand outside blocks and beside the base model, come last, or are called after classes and scores.
     """
     labels = stated(stated(census.root, "config"), "num_labels")
     if not isinstance(labels, int) or not _has_accessors(census.root):
         return
-    for candidate in layers:
+    kernels = [c for c in census.everything if c.param.ndim == 4 and max(c.shape[2:]) == 1 and c.leaf == "weight"]
+    for candidate in (*layers, *kernels):
         if candidate.shape[0] not in (labels, labels + 1):  # detectors have one class more, for no object
             continue
         where = "beside the base model" if candidate in outer and not _is_inside_a_base_model(candidate) else ""
-        named = set().union(*map(naming.words, candidate.path[-2:])) & {"class", "classes", "cls", "score", "scores"}
+        where = where or ("the last layer" if candidate is layers[-1] and candidate in outer else "")
+        named = set().union(*map(naming.words, candidate.path[-2:])) & _CLASSES
         if where or named:
             told = [candidate.label, where, f"with the config's {labels} labels as outputs"]
             census.heads.setdefault(id(candidate.param), ", ".join(filter(None, told)))
@@ -108,6 +113,16 @@ def _is_table(candidate: Candidate) -> bool:
     return isinstance(candidate.owner, nn.Embedding | nn.EmbeddingBag)
 
 
+def _is_of_a_tower(candidate: Candidate, depth: int) -> bool:
+    """Whether a component with an ambiguous name, ``head``, belongs to a part of a transformers model.
+
+    ``text_model.head`` of CLIP-like models projects features; so do layers of a list below a ``head``.
+    """
+    if not _has_accessors(candidate.census.root) or naming.is_classifier(candidate.path[depth]):
+        return False
+    return depth > 0 or any(part.isdigit() for part in candidate.path[depth:-1])
+
+
 def _last_below(is_head: Callable[[str], bool], layers: list[Candidate]) -> dict[str, Candidate]:
     """The last layer below every component such as ``classifier`` that stands outside stacks and blocks."""
     found: dict[str, Candidate] = {}
@@ -115,7 +130,7 @@ def _last_below(is_head: Callable[[str], bool], layers: list[Candidate]) -> dict
         for depth, part in enumerate(candidate.path):
             if part.isdigit():
                 break
-            if is_head(part) and naming.block(candidate.path) is None:
+            if is_head(part) and naming.block(candidate.path) is None and not _is_of_a_tower(candidate, depth):
                 parallel = part.endswith("s") and len(candidate.path) == depth + 2  # lm_heads.0, lm_heads.1
                 found[".".join(candidate.path[: depth + 1 + parallel])] = candidate
                 break

@@ -84,6 +84,8 @@ def mlp_side(candidate: Candidate) -> str | None:
         shaped = (side_together(candidate) or side_by_shapes(candidate)) if inside else plain_mlp_side(candidate)
         if shaped is not None:
             return shaped
+    if name in ("fc1", "fc2") and candidate.beside("fc3") == candidate.shape:
+        return None  # three layers one after another
     if name in naming.PAIRS_IN and (inside or _opposite(candidate, naming.PAIRS_IN[name], is_in=True)):
         return "in"
     if name in naming.PAIRS_OUT and (inside or _opposite(candidate, naming.PAIRS_OUT[name], is_in=False)):

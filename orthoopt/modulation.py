@@ -12,6 +12,7 @@ from torch import nn
 
 from orthoopt import naming
 from orthoopt.census import Candidate, children, stated
+from orthoopt.fused import fused_outputs
 from orthoopt.heads import is_dense
 from orthoopt.layers import Verdict, owner_words
 from orthoopt.layouts import blocks
@@ -36,10 +37,9 @@ def modulation(candidate: Candidate) -> Verdict | None:
         return Verdict("vector", "vector", f"{candidate.leaf} is added to shifts and scales, one row for each")
     if not candidate.modules or not is_dense(candidate):
         return None
-    count = _count(candidate)
-    if count is None:
+    count, rows = _count(candidate), candidate.shape[0]
+    if count is None or fused_outputs(candidate, rows) is not None:  # FocalNet's modulation is a mixer
         return None
-    rows = candidate.shape[0]
     shown = f"{owner_words(candidate)} {candidate.label}".rstrip()
     if count < 2 or rows % count:
         return Verdict("hidden", "matrix", f"{shown} modulates other layers")

@@ -51,7 +51,7 @@ _PAIRS = _list(
     "fc1/fc2 linear1/linear2 lin1/lin2 w1/w2 w3/w2 fc_1/fc_2 linear_1/linear_2 w_1/w_2 w_0/w_2 dense1/dense2 "
     "layer_1/layer_2 ffw_layer_1/ffw_layer_2 up/down gate/down gate_up/down proj_up/proj_down proj_up_gate/proj_down "
     "intermediate/output intermediate_dense/output_dense input_linear/output_linear ffn/ffn_output "
-    "key/value c_fc/c_proj wi/wo Wi/Wo"
+    "key/value c_fc/c_proj wi/wo Wi/Wo pwconv1/pwconv2 linear_up/linear_down"
 )
 PAIRS_IN = {way_in: way_out for way_in, _, way_out in (pair.partition("/") for pair in _PAIRS)}
 PAIRS_OUT = {way_out: way_in for way_in, way_out in reversed(PAIRS_IN.items())}
@@ -80,7 +80,9 @@ def words(component: str) -> set[str]:
 
 def is_position(component: str) -> bool:
     """Whether a table of this name holds places or distances, not the entries of a vocabulary."""
-    return bool(words(component) & {"wpe", "pos", "position", "positions", "positional", "rel", "relative"})
+    said = words(component)
+    levels = "level" in said and said & {"embed", "embedding", "embeddings"}  # of a pyramid, added to positions
+    return bool(levels or said & {"wpe", "pos", "position", "positions", "positional", "rel", "relative", "rpb"})
 
 
 def is_token(leaf: str) -> bool:
@@ -93,7 +95,8 @@ def is_token(leaf: str) -> bool:
 def is_token_table(component: str) -> bool:
     """Whether an embedding of this name holds learned tokens, used whole and not looked up: ``mask_tokens``."""
     said = words(component)
-    return bool(said & {"token", "tokens"} and said & (_SPECIAL - {"class"}))
+    queries = said & {"query", "queries", "refpoint", "reference", "ctx"}
+    return bool(queries) or bool(said & {"token", "tokens"} and said & (_SPECIAL - {"class"}))
 
 
 def is_no_vocabulary(component: str) -> bool:

@@ -41,6 +41,7 @@ _RAW: tuple[tuple[str, str, tuple[str, str], str], ...] = (
     ("CodebooksHead", "weight", ("lm_head", "transpose"), "a head a codebook, stored (in, out)"),
     ("CTCEncoder", "out", ("lm_head", "matrix"), "leads to logits of characters"),
     ("TranscribeForConditionalGeneration", "word_timestamp_head", ("lm_head", "flatten"), "leads to logits of places"),
+    ("ForImageTextRetrieval", "itm_head", ("lm_head", "matrix"), "leads to logits: a match or none"),
     ("MobileBertLMPredictionHead", "dense", ("lm_head", "transpose"), "the rest of the tied head, stored (in, out)"),
     ("PerceiverTextPreprocessor", "embeddings", ("tied_embedding", "matrix"), "the decoder multiplies by it"),
 )
