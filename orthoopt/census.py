@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -143,9 +142,7 @@ def _from_module(model: nn.Module, census: Census) -> Iterator[Candidate]:
             (census.input_ids, "get_input_embeddings"),
             (census.output_ids, "get_output_embeddings"),
         ):
-            weight = _accessed_weight(module, accessor)
-            if weight is not None:
-                ids.add(id(weight))
+            ids.update(map(id, _accessed_weights(module, accessor)))
     for name, param in model.named_parameters(remove_duplicate=False):
         *path, leaf = naming.clean_name(name).split(".")
         modules = _modules(model, name.split(".")[:-1])
@@ -184,17 +181,20 @@ def _modules(model: nn.Module, components: list[str]) -> tuple[nn.Module, ...]:
     return tuple(reversed(modules))
 
 
-def _accessed_weight(module: nn.Module, accessor: str) -> Tensor | None:
+def _accessed_weights(module: nn.Module, accessor: str) -> list[Tensor]:
+    """The weights of the layer that an accessor returns, or of a list of them."""
     method = getattr(module, accessor, None)
     if not callable(method):
-        return None
+        return []
     try:
         accessed = method()
     except Exception:  # a model without that end, or a method of another kind
-        return None
-    if accessor == "get_output_embeddings" and isinstance(accessed, nn.Embedding):
-        return None  # a lookup makes no logits: FSMT's accessor returns an input table that is tied to nothing
-    return cast("Tensor | None", getattr(accessed, "weight", None))
+        return []
+    layers = list(accessed) if isinstance(accessed, nn.ModuleList) else [accessed]
+    if accessor == "get_output_embeddings":
+        # A lookup makes no logits: FSMT's accessor returns an input table that is tied to nothing.
+        layers = [layer for layer in layers if not isinstance(layer, nn.Embedding)]
+    return [weight for layer in layers if isinstance(weight := getattr(layer, "weight", None), Tensor)]
 
 
 def _from_items(params: Iterable[tuple[str, Tensor]] | Iterable[Tensor], census: Census) -> Iterator[Candidate]:

@@ -66,8 +66,10 @@ def position(candidate: Candidate) -> Verdict | None:
         return Verdict("vector", "vector", f"{owner_words(candidate)} {candidate.last} is a position table")
     if candidate.leaf == "weight":
         return None
-    if naming.is_position(candidate.leaf) or (
-        candidate.leaf.isdigit() and any(map(naming.is_position, candidate.path))
+    if (
+        naming.is_position(candidate.leaf)
+        or candidate.owner_is("PositionEmbedding", "PositionalEmbedding")
+        or (candidate.leaf.isdigit() and any(map(naming.is_position, candidate.path)))
     ):
         return Verdict("vector", "vector", f"{_own_name(candidate)} is a position table")
     if naming.is_token(candidate.leaf):

@@ -12,7 +12,7 @@ from torch import nn
 
 from orthoopt import naming
 from orthoopt.census import Candidate, children, stated
-from orthoopt.fused import fused_outputs
+from orthoopt.fused import fused_kernel, fused_outputs
 from orthoopt.heads import is_dense
 from orthoopt.layers import Verdict, attention_layer, mlp_side, owner_words
 from orthoopt.layouts import Layout, blocks, fused_gate_up
@@ -123,7 +123,10 @@ def key_value(candidate: Candidate) -> Verdict | None:
 
 
 def kernel_blocks(candidate: Candidate) -> Layout | None:
-    """q, k and v, or value and gate, in one kernel of size 1: how they lie, and in words; None for other kernels."""
+    """q, k and v, or value and gate, in one kernel: how they lie, and in words; None for other kernels."""
+    known = fused_kernel(candidate)
+    if known is not None:
+        return known
     if _is_halved(candidate):
         return blocks([candidate.shape[0] // 2] * 2), "value and gate fused in its rows"
     if candidate.last not in ("qkv", "to_qkv") or max(candidate.shape[2:]) > 1 or candidate.shape[0] % 3:
@@ -140,13 +143,12 @@ def kernel_blocks(candidate: Candidate) -> Layout | None:
 
 
 def _is_halved(candidate: Candidate) -> bool:
-    """Whether a kernel of size 1 is followed by a GLU over its channels, as in Conformers."""
-    rows = candidate.shape[0]
-    if rows % 2 or max(candidate.shape[2:]) > 1 or len(candidate.modules) < 2:
+    """Whether a kernel is followed by a GLU over its channels."""
+    if candidate.shape[0] % 2 or len(candidate.modules) < 2:
         return False
     around = children(candidate.modules[1])
     glus = [place for place, child in enumerate(around) if isinstance(child, nn.GLU) and child.dim in (1, -2)]
     if not glus:
-        return type(candidate.modules[1]).__name__.endswith("AudioGluPointWiseConv")
+        return False
     before = [child for child in around[: glus[0]] if isinstance(child, nn.modules.conv._ConvNd | nn.Linear)]
     return bool(before) and before[-1] is candidate.owner

@@ -69,6 +69,9 @@ def attention_layer(candidate: Candidate) -> str | None:
     return "" if candidate.last in naming.ATTENTION | naming.FUSED_QKV else None
 
 
+_PROJECTORS = ("Projector", "AlignerMLP")
+
+
 def mlp_side(candidate: Candidate) -> str | None:
     """Whether the layer leads into an mlp ("in": gate, up, fc1) or out of it ("out": down, fc2)."""
     name = candidate.leaf if candidate.leaf != "weight" else candidate.last
@@ -77,6 +80,8 @@ def mlp_side(candidate: Candidate) -> str | None:
     if name in naming.MLP_OUT:
         return "out"
     where = place(candidate)
+    if len(candidate.modules) > 1 and type(candidate.modules[1]).__name__.endswith(_PROJECTORS):
+        return None  # layers between towers, whose widths may make them look like an mlp
     inside = (where is not None and where[0] == "mlp") or naming.expert_component(candidate.path) is not None
     if name == "dense" and (side := _dense_side(candidate)) is not None:
         return side

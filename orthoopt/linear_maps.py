@@ -49,7 +49,7 @@ def convolution(candidate: Candidate) -> Verdict | None:
         return Verdict("lm_head", "flatten", f"{shown} of size 1, the last of the network, gives logits")
     fused = kernel_blocks(candidate) if owner.groups == 1 else None
     if fused is not None:
-        return Verdict("conv", f"flatten {fused[0]}", f"{shown} of size 1: {fused[1]}")
+        return Verdict("conv", f"flatten {fused[0]}", f"{shown}: {fused[1]}")
     first = candidate.param is candidate.census.first_kernel
     reason = f"{shown}, the first: reads {owner.in_channels} input channels" if first else shown
     groups = f" heads({owner.groups})" if owner.groups > 1 else ""

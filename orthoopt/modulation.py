@@ -54,7 +54,7 @@ def _count(candidate: Candidate) -> int | None:
         return None
     holder = above[0]
     kind = type(holder).__name__
-    known = _COUNTS.get((kind, candidate.last))
+    known = _COUNTS.get((kind, candidate.last)) or _stated_count(candidate, holder)
     rows, cols = candidate.shape
     around = candidate.path[-2:]
     if rows == 6 * cols and (candidate.last == "time_proj" and _SIX.fullmatch(kind) or "time_projection" in around):
@@ -70,6 +70,12 @@ def _count(candidate: Candidate) -> int | None:
         return None
     width = _norm_width(holder) or cols
     return rows // width if rows % width == 0 else 1
+
+
+def _stated_count(candidate: Candidate, holder: nn.Module) -> int | None:
+    """Blocks of the flow heads of speech models, which say how often they chunk."""
+    chunks = stated(holder, "num_chunks")
+    return chunks if isinstance(chunks, int) and candidate.last in ("adaln_proj", "linear_1") else None
 
 
 def _norm_width(holder: nn.Module) -> int | None:

@@ -32,14 +32,14 @@ def names(text: str) -> frozenset[str]:
 EMBEDDINGS = names("wte embed_tokens embed_in tok_embeddings token_embedding_table shared")
 HEADS = names("lm_head lm_heads head dist_head head_dist classifier score embed_out output_layer logits qa_outputs")
 ROUTERS = names("gate router router_gate shared_expert_gate gating gate_network")
-_SPECIAL = names("cls class mask dist distillation reg register query latent memory prompt padding")
+_SPECIAL = names("bos eos cls class mask dist distillation reg register query latent memory prompt padding")
 STATE_SPACE = names("A_log A_logs A_b_log D Ds dt_bias time_decay time_first time_faaaa")
 
 ATTENTION = names(
     "q_proj k_proj v_proj o_proj to_q to_k to_v wq wk wv q_attn query key value "
     "q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj kv_a_proj kv_proj"
 )
-FUSED_QKV = names("qkv_proj qkv to_qkv c_attn Wqkv wqkv query_key_value in_proj_weight")
+FUSED_QKV = names("att_proj qkv_proj qkv to_qkv c_attn Wqkv wqkv query_key_value in_proj_weight")
 FUSED_GATE_UP = names("gate_up_proj gate_up Wi input_linear w12 w13 weights_in")
 MLP_IN = (FUSED_GATE_UP - {"input_linear"}) | names(
     "gate_proj up_proj w_gate w_up dense_h_to_4h c_fc wi wi_0 wi_1 fc_in proj_mlp"
@@ -51,7 +51,7 @@ _PAIRS = _list(
     "fc1/fc2 linear1/linear2 lin1/lin2 w1/w2 w3/w2 fc_1/fc_2 linear_1/linear_2 w_1/w_2 w_0/w_2 dense1/dense2 "
     "layer_1/layer_2 ffw_layer_1/ffw_layer_2 up/down gate/down gate_up/down proj_up/proj_down proj_up_gate/proj_down "
     "intermediate/output intermediate_dense/output_dense input_linear/output_linear ffn/ffn_output "
-    "key/value c_fc/c_proj wi/wo Wi/Wo pwconv1/pwconv2 linear_up/linear_down"
+    "key/value c_fc/c_proj wi/wo Wi/Wo pwconv1/pwconv2 linear_up/linear_down linear_in/linear_out linear_fc1/linear_fc2"
 )
 PAIRS_IN = {way_in: way_out for way_in, _, way_out in (pair.partition("/") for pair in _PAIRS)}
 PAIRS_OUT = {way_out: way_in for way_in, way_out in reversed(PAIRS_IN.items())}
@@ -81,8 +81,10 @@ def words(component: str) -> set[str]:
 def is_position(component: str) -> bool:
     """Whether a table of this name holds places or distances, not the entries of a vocabulary."""
     said = words(component)
-    levels = "level" in said and said & {"embed", "embedding", "embeddings"}  # of a pyramid, added to positions
-    return bool(levels or said & {"wpe", "pos", "position", "positions", "positional", "rel", "relative", "rpb"})
+    embeds = said & {"embed", "embedding", "embeddings", "embedder"}
+    # levels of a pyramid are added to positions
+    placed = embeds and said & {"level", "row", "column", "col", "distance"}
+    return bool(placed or said & {"wpe", "pos", "position", "positions", "positional", "rel", "relative", "rpb"})
 
 
 def is_token(leaf: str) -> bool:
@@ -176,7 +178,7 @@ def block_kind(component: str) -> str | None:
     Delta nets and gated residuals call themselves attention by name, ``linear_attn``, but have other heads or none.
     """
     said = {word.rstrip("0123456789") for word in words(component)}
-    if "bottleneck" in said:
+    if said & {"bottleneck", "merger"} and "mlp" not in said:
         return "other"
     if said & {"block", "layer", "layers"}:
         return None

@@ -39,6 +39,11 @@ _RAW: tuple[tuple[str, str, tuple[str, str], str], ...] = (
     ("PegasusXEncoder", "embed_global", _VECTOR, "learned tokens, all of them used"),
     # heads
     ("CodebooksHead", "weight", ("lm_head", "transpose"), "a head a codebook, stored (in, out)"),
+    ("CTCHead", "weight", ("lm_head", "flatten"), "leads to logits of characters"),
+    ("GraniteSpeech5Encoder", "out", ("lm_head", "matrix"), "leads to logits of characters"),
+    ("TalkerForConditionalGeneration", "codec_head", ("lm_head", "matrix"), "leads to logits of codes"),
+    ("VQVAEHead", "vision_head", ("lm_head", "matrix"), "leads to logits of image tokens"),
+    ("Ovis2VisionModel", "head_linear", ("lm_head", "matrix"), "leads to logits of visual words"),
     ("CTCEncoder", "out", ("lm_head", "matrix"), "leads to logits of characters"),
     ("TranscribeForConditionalGeneration", "word_timestamp_head", ("lm_head", "flatten"), "leads to logits of places"),
     ("ForImageTextRetrieval", "itm_head", ("lm_head", "matrix"), "leads to logits: a match or none"),
