@@ -190,7 +190,9 @@ EXCEPTIONS: dict[str, Fields] = {
         **_all(8, "encoder_attention_heads decoder_attention_heads"),
     },
     **_all(_SWIN, "swin swinv2 donut-swin"),
-    **_all({"intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2]}, "pp_ocrv5_server_det pp_ocrv6_medium_det"),
+    **_all(
+        {"intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2]}, "pp_ocrv5_server_det pp_ocrv6_medium_det"
+    ),
     "dinat": {"patch_size": 4},
     **_all({"decoder_self_attention_heads": 4, "decoder_cross_attention_heads": 4}, "lw_detr rf_detr"),
     "videoprism_vision_model": {"tubelet_size": [1, 8, 8]},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from routing_table import _enter, blocks, equal, per_head
+from routing_table import _enter, blocks, equal
 
 # ---- attention ----
 
@@ -12,14 +12,14 @@ _enter("HieraMaskUnitAttention", "qkv.weight", "attention", equal(3))
 _enter("BlipAttention Blip2Attention", "qkv.weight", "attention", equal(3))
 # query, key, value = self.c_attn(current_states).split(self.split_size, dim=2), of a Conv1D
 _enter("ImageGPTAttention", "c_attn.weight", "attention", lambda m, s: f"transpose {blocks(*[m.split_size] * 3)}")
-# .view(batch_size, seq_length, self.num_attention_heads, -1).split([key_dim, key_dim, attention_ratio * key_dim], dim=3)
+# .view(*, self.num_attention_heads, -1).split([self.key_dim, self.key_dim, self.attention_ratio * self.key_dim], dim=3)
 _enter(
     "LevitAttention",
     "queries_keys_values.linear.weight",
     "attention",
     lambda m, s: f"heads({m.num_attention_heads}) {blocks(m.key_dim, m.key_dim, m.attention_ratio * m.key_dim)}",
 )
-# .view(batch_size, seq_length, self.num_attention_heads, -1).split([key_dim, attention_ratio * key_dim], dim=3)
+# .view(*, self.num_attention_heads, -1).split([self.key_dim, self.attention_ratio * self.key_dim], dim=3)
 _enter(
     "LevitAttentionSubsample",
     "keys_values.linear.weight",
@@ -52,7 +52,7 @@ for _name, _role in (("linear_up", "mlp_in"), ("linear_down", "mlp_out")):
     _enter("LevitMLPLayer", f"{_name}.linear.weight", _role, "matrix")
 # q, ctx, gates = torch.split(x, (num_channels, num_channels, self.focal_level + 1), 1)
 _enter("FocalNetModulation", "projection_in.weight", "hidden", lambda m, s: blocks(m.dim, m.dim, m.focal_level + 1))
-# nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads)), from coordinates to biases: no mlp that returns
+# nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads)): from coordinates to biases, it does not return
 for _number in ("0", "2"):
     _enter("Swinv2SelfAttention", f"continuous_position_bias_mlp.{_number}.weight", "hidden", "matrix")
 # hidden_states = self.proj(hidden_states), one layer of that name
@@ -97,7 +97,7 @@ _enter("OneFormerTextEncoder", "positional_embedding", "vector", "vector")
 _enter("OneFormerTextMapper", "prompt_ctx.weight", "vector", "vector")
 # natten2dqkrpb(query, key, self.rpb, ...): a bias for each distance and head
 _enter("NeighborhoodAttention", "rpb", "vector", "vector")
-# self.rel_pos_bias.weight.t()[rel_pos], a column for each distance; those of x and y are not used, their columns are too
+# self.rel_pos_bias.weight.t()[rel_pos], a column for each distance; those of x and y are made alike and not used
 for _name in ("rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"):
     _enter("PPDocLayoutV2ReadingOrderEncoder", f"{_name}.weight", "vector", "vector")
 # self.register_tokens.expand(batch_size, -1, -1)
@@ -139,14 +139,16 @@ _enter(
 
 # logits = self.classifier(pooled_output)
 _enter(
-    " ".join(
-        f"{name}ForImageClassification"
-        for name in (
-            "Beit CLIP ConvNext ConvNextV2 Cvt Data2VecVision DeiT Dinat Dinov2 Dinov2WithRegisters DonutSwin EfficientNet "
-            "FocalNet Hiera IJepa MetaClip2 MobileNetV1 MobileNetV2 MobileViT MobileViTV2 PoolFormer Pvt PvtV2 Segformer "
-            "Siglip Siglip2 Swin Swinv2 ViT ViTMSN"
-        ).split()
-    ),
+    "BeitForImageClassification CLIPForImageClassification ConvNextForImageClassification "
+    "ConvNextV2ForImageClassification CvtForImageClassification Data2VecVisionForImageClassification "
+    "DeiTForImageClassification DinatForImageClassification Dinov2ForImageClassification "
+    "Dinov2WithRegistersForImageClassification DonutSwinForImageClassification EfficientNetForImageClassification "
+    "FocalNetForImageClassification HieraForImageClassification IJepaForImageClassification "
+    "MetaClip2ForImageClassification MobileNetV1ForImageClassification MobileNetV2ForImageClassification "
+    "MobileViTForImageClassification MobileViTV2ForImageClassification PoolFormerForImageClassification "
+    "PvtForImageClassification PvtV2ForImageClassification SegformerForImageClassification "
+    "SiglipForImageClassification Siglip2ForImageClassification SwinForImageClassification "
+    "Swinv2ForImageClassification ViTForImageClassification ViTMSNForImageClassification",
     "classifier.weight",
     "lm_head",
     "matrix",
@@ -190,15 +192,17 @@ _enter(
     "matrix",
 )
 # scores = self.class_embed[i](hidden_states), one for each layer
-_LISTS = {
-    "DeformableDetrForObjectDetection DeformableDetrDecoder DFineDecoder Deimv2Decoder PPDocLayoutV2Decoder PPDocLayoutV4Decoder "
-    "RTDetrDecoder RTDetrV2Decoder": "class_embed",
-    # enc_outputs_class = self.enc_out_class_embed[i](...), one for each group of queries
-    "LwDetrModel RfDetrModel": "enc_out_class_embed",
-}
-for _classes, _name in _LISTS.items():
-    for _number in range(16):
-        _enter(_classes, f"{_name}.{_number}.weight", "lm_head", "matrix")
+for _number in range(3):
+    _enter(
+        "DeformableDetrForObjectDetection DeformableDetrDecoder DFineDecoder Deimv2Decoder PPDocLayoutV2Decoder "
+        "PPDocLayoutV4Decoder RTDetrDecoder RTDetrV2Decoder",
+        f"class_embed.{_number}.weight",
+        "lm_head",
+        "matrix",
+    )
+# enc_outputs_class = self.enc_out_class_embed[i](object_query_undetach), one for each group of queries
+for _number in range(13):
+    _enter("LwDetrModel RfDetrModel", f"enc_out_class_embed.{_number}.weight", "lm_head", "matrix")
 # enc_outputs_class = self.enc_score_head(output_memory): the proposals' classes
 _enter(
     "DFineModel Deimv2Model PPDocLayoutV2Model PPDocLayoutV3Model PPDocLayoutV4Model RTDetrModel RTDetrV2Model",
