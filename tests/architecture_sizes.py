@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import architecture_sizes_vision as vision
+
 Fields = dict[str, Any]
 
 VOCABULARY = 99
@@ -76,39 +78,9 @@ SIGLIP_FOR_GEMMA3N: Fields = {
     **{"rms_norm_eps": 1e-6, "vocab_size": 11, "vocab_offset": 99},
 }
 
-# Stands in for timm's ResNet-50 in detectors; a stage has a shape of its own, so that one block shows each.
-RESNET: Fields = {
-    **{"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [24, 40, 64, 80], "depths": [1, 1, 1, 2]},
-    **{"out_features": ["stage4"]},
-}
-
-# timm's own models, in a wrapper.
-UNBUILDABLE = ("timm_wrapper",)
-
-# Classes to tell apart: more than two, which are also the coordinates of a place, and unlike any width.
-_ELEVEN: Fields = {"num_labels": 11}
-CLASSES: dict[str, Fields] = {
-    "image_classification": _ELEVEN,
-    "object_detection": _ELEVEN,
-    "semantic_segmentation": _ELEVEN,
-    "universal_segmentation": _ELEVEN,
-}
-
-# They find text, and have a list of classes of their own.
-_PP_OCR = "pp_ocrv5_server_det pp_ocrv5_mobile_det pp_ocrv6_medium_det pp_ocrv6_small_det"
-ONE_CLASS = frozenset(_PP_OCR.split())
-
-_RATIOS = (("long", 7), ("mid", 5), ("short", 3))
-_INTRACLASS = {
-    **{"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]},
-    **{f"vertical_long_to_small_conv_{k}ratio": [[n, 1], [1, 1], [n // 2, 0]] for k, n in _RATIOS},
-    **{f"horizontal_small_to_long_conv_{k}ratio": [[1, n], [1, 1], [0, n // 2]] for k, n in _RATIOS},
-    **{f"symmetric_conv_long_{k}ratio": [[n, n], [1, 1], [n // 2, n // 2]] for k, n in _RATIOS},
-}
-_SWIN: Fields = {"embed_dim": 24, "depths": [2, 2], "num_heads": [3, 6]}
-
 # Only fields whose default says otherwise than SIZES, or that SIZES leaves alone; keyed by a config's model_type.
 EXCEPTIONS: dict[str, Fields] = {
+    **vision.EXCEPTIONS,
     "bailing_hybrid": {"num_hidden_layers": 3, "layer_group_size": 3, "linear_head_dim": 10},
     "bamba": {"attn_layer_indices": [1]},
     "beam": {"mlp_layer_types": ["dense", "sparse"]},
@@ -184,25 +156,6 @@ EXCEPTIONS: dict[str, Fields] = {
         **{"pronunciation_vocab_size": 61, "shape_vocab_size": 67},
         **{"pronunciation_embed_dim": 12, "shape_embed_dim": 14},
     },
-    **_all({"backbone_config": RESNET}, "conditional_detr dab-detr table-transformer"),
-    "detr": {  # its masks are made from all stages, by convolutions of 8 groups
-        **{"backbone_config": RESNET | {"out_features": ["stage1", "stage2", "stage3", "stage4"]}},
-        **_all(8, "encoder_attention_heads decoder_attention_heads"),
-    },
-    **_all(_SWIN, "swin swinv2 donut-swin"),
-    **_all(
-        {"intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2]}, "pp_ocrv5_server_det pp_ocrv6_medium_det"
-    ),
-    "dinat": {"patch_size": 4},
-    **_all({"decoder_self_attention_heads": 4, "decoder_cross_attention_heads": 4}, "lw_detr rf_detr"),
-    "videoprism_vision_model": {"tubelet_size": [1, 8, 8]},
-    "beit": {
-        **{"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "use_relative_position_bias": True},
-        **{"use_absolute_position_embeddings": True},
-    },
-    "sapiens2": {"head_config": {"upsample_out_channels": [20, 18], "conv_out_channels": [14]}},
-    "tipsv2": {"vision_config": {"hidden_size": 32}},
-    "deformable_detr": {"backbone_config": RESNET | {"out_features": ["stage2", "stage3", "stage4"]}},
     "distilbert": {"dim": 32, "hidden_dim": 56},
     "esmc": {"num_key_value_heads": 4},
     "funnel": {"block_sizes": [1, 2]},
@@ -229,6 +182,7 @@ EXCEPTIONS: dict[str, Fields] = {
 
 # Options that change a layout and that default configs leave off: family -> "model type@what" -> fields of the config.
 VARIANTS: dict[str, dict[str, Fields]] = {
+    **vision.VARIANTS,
     "causal_lm": {
         "deepseek_v3@no_query_latent": {"q_lora_rank": None},
         "doge@experts": {"is_moe": True, "num_experts": 16},
@@ -248,22 +202,4 @@ VARIANTS: dict[str, dict[str, Fields]] = {
     },
     "seq2seq": {"t5@gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}},
     "masked_lm": {"deberta@relative": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}},
-    "image_classification": {
-        "beit@shared_positions": {"use_relative_position_bias": False, "use_shared_relative_position_bias": True},
-        "beit@two_classes": {"num_labels": 2},
-        "data2vec-vision@relative": {"use_relative_position_bias": True},
-        "dinov2@gated": {"use_swiglu_ffn": True},  # as in the giant one
-        "resnet@basic": {"layer_type": "basic"},  # as in ResNet-18 and 34
-        "swin@absolute": {"use_absolute_embeddings": True},
-    },
-    "object_detection": {
-        "conditional_detr@two_classes": {"num_labels": 2},
-        "deformable_detr@two_classes": {"num_labels": 2},  # as many as coordinates of a reference point
-        "deformable_detr@two_stage": {"two_stage": True, "with_box_refine": True},
-        "lw_detr@two_classes": {"num_labels": 2},
-        "rt_detr@one_class": {"num_labels": 1},
-    },
-    "semantic_segmentation": {"dpt@hybrid": {"is_hybrid": True}, "segformer@two_classes": {"num_labels": 2}},
-    "universal_segmentation": {"oneformer@training": {"is_training": True}},
-    "zero_shot_image_classification": {"clip@narrow": {"projection_dim": 24}},
 }

@@ -14,18 +14,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from architecture_sizes import (
-    CLASSES,
-    EXCEPTIONS,
-    ONE_CLASS,
-    SIGLIP_FOR_GEMMA3N,
-    SIZES,
-    UNBUILDABLE,
-    VARIANTS,
-    VOCABULARY,
-    WIDTH_OF_TOWERS,
-    Fields,
-)
+from architecture_sizes import EXCEPTIONS, SIGLIP_FOR_GEMMA3N, SIZES, VARIANTS, VOCABULARY, WIDTH_OF_TOWERS, Fields
+from architecture_sizes_vision import CLASSES, ONE_CLASS, UNBUILDABLE
 from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto

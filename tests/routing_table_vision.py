@@ -65,6 +65,8 @@ for _name, _role in (("linear1", "mlp_in"), ("linear2", "mlp_out")):
         _role,
         "matrix",
     )
+# query_embed, target = torch.split(self.pos_trans_norm(self.pos_trans(...)), num_channels, dim=2)
+_enter("DeformableDetrModel", "pos_trans.weight", "hidden", equal(2))
 # gate1, gate2 = torch.sigmoid(self.gate(gate_input)).chunk(2, dim=-1); gate1 * residual + gate2 * hidden_states
 _enter("DFineGate Deimv2Gate", "gate.weight", "hidden", equal(2))
 
@@ -116,6 +118,8 @@ _enter("DeformableDetrModel Mask2FormerPixelDecoder OneFormerPixelDecoder", "lev
 _enter("Mask2FormerTransformerModule OneFormerTransformerModule", "level_embed.weight", "vector", "vector")
 # self.query_refpoint_embeddings.weight.unsqueeze(0).repeat(batch_size, 1, 1): learned queries, whatever the input
 _enter("DabDetrModel", "query_refpoint_embeddings.weight", "vector", "vector")
+# self.patterns.weight[:, None, None, :].repeat(...): learned patterns of queries
+_enter("DabDetrModel", "patterns.weight", "vector", "vector")
 # reference_points = self.reference_point_embed.weight; query_feat = self.query_feat.weight
 for _name in ("reference_point_embed", "query_feat"):
     _enter("LwDetrModel RfDetrModel", f"{_name}.weight", "vector", "vector")
