@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import architecture_sizes_vision as vision
+
 Fields = dict[str, Any]
 
 VOCABULARY = 99
@@ -78,6 +80,7 @@ SIGLIP_FOR_GEMMA3N: Fields = {
 
 # Only fields whose default says otherwise than SIZES, or that SIZES leaves alone; keyed by a config's model_type.
 EXCEPTIONS: dict[str, Fields] = {
+    **vision.EXCEPTIONS,
     "bailing_hybrid": {"num_hidden_layers": 3, "layer_group_size": 3, "linear_head_dim": 10},
     "bamba": {"attn_layer_indices": [1]},
     "beam": {"mlp_layer_types": ["dense", "sparse"]},
@@ -179,6 +182,7 @@ EXCEPTIONS: dict[str, Fields] = {
 
 # Options that change a layout and that default configs leave off: family -> "model type@what" -> fields of the config.
 VARIANTS: dict[str, dict[str, Fields]] = {
+    **vision.VARIANTS,
     "causal_lm": {
         "deepseek_v3@no_query_latent": {"q_lora_rank": None},
         "doge@experts": {"is_moe": True, "num_experts": 16},

@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 from architecture_sizes import EXCEPTIONS, SIGLIP_FOR_GEMMA3N, SIZES, VARIANTS, VOCABULARY, WIDTH_OF_TOWERS, Fields
+from architecture_sizes_vision import CLASSES, ONE_CLASS, UNBUILDABLE
 from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
@@ -23,12 +24,22 @@ FAMILIES = {
     "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
     "masked_lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "image_classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "object_detection": "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES",
+    "semantic_segmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES",
+    "universal_segmentation": "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES",
+    "zero_shot_image_classification": "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "masked_image_modeling": "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES",
+    "depth_estimation": "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES",
 }
 
 
 def names(family: str = "causal_lm") -> list[str]:
-    """The model types of a family, in the order of the installed transformers; several may share one class."""
-    return list(_mapping(family))
+    """The model types of a family, in the order of the installed transformers; several may share one class.
+
+    Without those that are another library's models and cannot be built without it.
+    """
+    return [name for name in _mapping(family) if name not in UNBUILDABLE]
 
 
 def variants(family: str = "causal_lm") -> list[str]:
@@ -47,9 +58,11 @@ def build(name: str, device: str = "meta", family: str = "causal_lm") -> nn.Modu
     import transformers
 
     model_class = getattr(transformers, class_name(name, family))
-    with warnings.catch_warnings(), torch.device(device), _all_layers_shared(name):
+    with warnings.catch_warnings(), torch.device(device), _all_layers_shared(name), _without_natten():
         warnings.simplefilter("ignore")  # what transformers thinks of small configs is not what is tested
-        config = shrunken(_config_class(name.partition("@")[0], model_class), **VARIANTS.get(family, {}).get(name, {}))
+        config_class = _config_class(name.partition("@")[0], model_class)
+        classes = {} if name in ONE_CLASS else CLASSES.get(family, {})
+        config = shrunken(config_class, **classes | VARIANTS.get(family, {}).get(name, {}))
         if family == "masked_lm" and getattr(config, "is_decoder", False):
             config.is_decoder = False  # what EXCEPTIONS say of Reformer is for the decoder
         return model_class(config).train()
@@ -86,6 +99,13 @@ def _all_layers_shared(name: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _without_natten() -> Iterator[None]:
+    """Let Dinat be built: only its forward pass needs natten's kernels."""
+    with mock.patch("transformers.models.dinat.modeling_dinat.requires_backends"):
+        yield
+
+
 def _mapping(family: str) -> dict[str, Any]:
     return getattr(modeling_auto, FAMILIES[family])
 
@@ -101,8 +121,10 @@ def _fields(config_class: Any) -> Fields:
     exceptions = EXCEPTIONS.get(config_class.model_type, EXCEPTIONS.get(config_class.__name__, {}))
     fields: Fields = {}
     for field, parameter in inspect.signature(config_class).parameters.items():
-        if field in SIZES:
+        if field in SIZES and not isinstance(parameter.default, list | tuple):  # one for each stage: as it is
             fields[field] = SIZES[field]
+        elif field == "depths" and isinstance(parameter.default, list | tuple):
+            fields[field] = [min(count, 2) for count in parameter.default]
         elif field.endswith(("_token_id", "_token_index", "_token_ids")):
             fields |= _token(field, parameter.default)
     if "kv_lora_rank" in fields and "num_key_value_heads" in fields:  # latent attention has no grouped queries
@@ -127,12 +149,19 @@ def _token(field: str, default: Any) -> Fields:
 
 
 def _nested(config_class: Any) -> dict[str, Any]:
-    """The classes of a config's nested configs, without those that are left out by default."""
+    """The classes of a config's nested configs, without those left out by default and backbones of vision models.
+
+    Which layers of a backbone the model reads goes with its size: exceptions alone say what to change there.
+    """
     defaults = getattr(config_class, "sub_configs_defaults", None)
     if defaults:
-        found = {k: CONFIG_MAPPING[v.model_type] if v.model_type else v.config_class for k, v in defaults.items()}
+        found = {
+            field: CONFIG_MAPPING[spec.model_type] if spec.model_type else spec.config_class
+            for field, spec in defaults.items()
+            if field != "backbone_config"
+        }
     else:
-        found = dict(config_class.sub_configs)
+        found = {field: inner for field, inner in config_class.sub_configs.items() if field != "backbone_config"}
     try:
         made = config_class()
     except Exception:  # a default config that does not pass its own checks: its exceptions say what to set

@@ -7,11 +7,13 @@ rules in prose. What no rule speaks for raises: a gap is to be filled by reading
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import routing_table_mixers  # noqa: F401 - it fills the table
+import routing_table_vision  # noqa: F401 - it fills the table
 from routing_table import TABLE, Entry
 from torch import Tensor, nn
 
@@ -46,6 +48,7 @@ ATTENTION = re.compile(r"(Attention|Attn|MLA)$", re.IGNORECASE)
 MLP = re.compile(
     r"(MLP|FFN|FeedForward\w*|MLPBlock|Intermediate|\w*ActDense|(?<!Self)(?<!Cross)Output|Adapter|DenseGatedACT)$", re.I
 )
+LIST_OF_LAYERS = re.compile(r"MLP(PredictionHead)?$")
 LAYER = re.compile(r"(Layer|Block|Model|Encoder|Decoder|ForCausalLM|ForConditionalGeneration|LMHeadModel|Wrapper)$")
 IN = {
     *(
@@ -187,6 +190,9 @@ def _convolution(layer: Any) -> tuple[str, str]:
     """Kernels as matrices (out, in * k); depthwise ones filter channel by channel and mix none."""
     if layer.groups > 1 and layer.groups == layer.in_channels:
         return VECTOR
+    rows, *others = layer.weight.shape
+    if min(rows // layer.groups, math.prod(others)) < 2:  # one filter has one direction
+        return VECTOR
     groups = f" heads({layer.groups})" if layer.groups > 1 else ""
     return "conv", f"flatten{groups}{' transpose' if layer.transposed else ''}"
 
@@ -203,6 +209,8 @@ def _dense(holder: Holder) -> str | None:
     for depth, kind in enumerate(inner):
         if ATTENTION.search(kind):
             return "attention"
+        if LIST_OF_LAYERS.search(kind) and holder.names[2] == "layers":
+            return _list_of_layers(holder.modules[1], own)
         if MLP.search(kind):
             around = holder.names[1 : depth + 2]
             side = _mlp(kind, next((name for name in around if name in IN | OUT), own))
@@ -219,6 +227,15 @@ def _mlp(kind: str, own: str) -> str:
     if own in IN or own in OUT:
         return "in" if own in IN else "out"
     raise LookupError(f"{own} of {kind}: read its forward pass to see which side of the mlp it is")
+
+
+def _list_of_layers(layers: nn.Module, own: str) -> str:
+    """DETR's mlps hold layers in a list: two that return to the width they came from are an mlp, others are hidden."""
+    linear = {number: layer for number, layer in layers.named_children() if isinstance(layer, nn.Linear)}
+    first, *between, last = linear.values()
+    if between or first.in_features != last.out_features:
+        return "hidden"
+    return "mlp_in" if linear[own] is first else "mlp_out"
 
 
 def _sequential(holder: Holder) -> str:

@@ -23,6 +23,16 @@ from orthoopt.views import parse_view
 
 NEVER_SPECTRAL = {"embedding", "tied_embedding", "lm_head", "router", "vector"}
 STATE_SPACE = {"A_log", "D", "dt_bias", "time_decay", "time_first"}
+# Of vision models, the most used ones run always, the rest with the slow tests.
+LANGUAGE = {"causal_lm", "seq2seq", "masked_lm"}
+QUICK = {
+    "image_classification": "vit deit swin convnext resnet beit dinov2 mobilenet_v2 efficientnet segformer clip siglip",
+    "object_detection": "detr deformable_detr rt_detr yolos",
+    "semantic_segmentation": "beit segformer",
+    "universal_segmentation": "mask2former",
+    "zero_shot_image_classification": "clip siglip",
+    "depth_estimation": "depth_anything",
+}
 
 
 class Case(NamedTuple):
@@ -83,7 +93,14 @@ def _name(case: Case) -> str:
     return f"{case.family}-{case.name}"
 
 
-every_case = pytest.mark.parametrize("case", _cases(), ids=_name)
+def _is_quick(case: Case) -> bool:
+    return case.family in LANGUAGE or case.name.partition("@")[0] in QUICK.get(case.family, "").split()
+
+
+every_case = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if _is_quick(case) else pytest.mark.slow, id=_name(case)) for case in _cases()],
+)
 
 
 @every_case
@@ -174,6 +191,7 @@ def _kept_off_by_structure(model: nn.Module) -> dict[str, str]:
     """What blunt facts alone keep off a spectral rule: no file and no table is asked."""
     first_name = {id(parameter): name for name, parameter in model.named_parameters()}
     head = getattr(model.get_output_embeddings(), "weight", None)
+    classes = 11 if getattr(model.config, "num_labels", 0) == 11 else -1  # unlike any width of the small configs
     found = {}
     for name, (owner, parameter) in _owners(model).items():
         leaf = name.rpartition(".")[2]
@@ -185,7 +203,11 @@ def _kept_off_by_structure(model: nn.Module) -> dict[str, str]:
             "a bias": leaf == "bias" or leaf.endswith("_bias"),
             "it has one dimension": parameter.ndim < 2,
             "get_output_embeddings() returns it": parameter is head,
-            "a table of positions": re.search(r"(^|\.)(wpe|\w*positions?(_embeddings?)?)\.weight$", name) is not None,
+            "a table of positions": re.search(r"(^|\.)(wpe|\w*positions?(_embeddings?)?)(\.weight)?$", name)
+            is not None,
+            "a table of distances": leaf == "relative_position_bias_table",
+            "learned tokens": re.search(r"_tokens?$", leaf) is not None,
+            "as many outputs as classes": parameter.ndim > 1 and parameter.shape[0] == classes,
         }
         why = next((fact for fact, holds in facts.items() if holds), None)
         if why is not None:
@@ -208,6 +230,18 @@ def test_routing_covers_the_causal_language_models() -> None:
     classes = {architectures.class_name(name) for name in built}
     assert len(built) == len(names)
     assert len(built) >= 180 and len(classes) >= 170
+
+
+@pytest.mark.slow
+def test_routing_covers_the_vision_models() -> None:
+    families = architectures.FAMILIES.keys() - LANGUAGE
+    built = [_built(Case(family, name)) for family in families for name in architectures.names(family)]
+    assert len(built) >= 100 and len({type(model) for model in built}) >= 100
+
+
+def test_routing_knows_the_quick_cases() -> None:
+    for family, names in QUICK.items():
+        assert set(names.split()) <= set(architectures.names(family))
 
 
 def test_routing_lines_stand_for_like_layers() -> None:
