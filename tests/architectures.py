@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -23,12 +24,25 @@ FAMILIES = {
     "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
     "masked_lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "image_text_to_text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "multimodal_lm": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+    "speech_seq2seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "ctc": "MODEL_FOR_CTC_MAPPING_NAMES",
+    "audio_classification": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+    "text_to_waveform": "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES",
 }
+
+# Their models that a family above has under the same type and class are not built twice.
+REST = {"image_text_to_text", "multimodal_lm", "speech_seq2seq", "text_to_waveform"}
 
 
 def names(family: str = "causal_lm") -> list[str]:
     """The model types of a family, in the order of the installed transformers; several may share one class."""
-    return list(_mapping(family))
+    mapping = _mapping(family)
+    if family not in REST:
+        return list(mapping)
+    above = [_mapping(other) for other in itertools.takewhile(lambda other: other != family, FAMILIES)]
+    return [name for name in mapping if all(other.get(name) != mapping[name] for other in above)]
 
 
 def variants(family: str = "causal_lm") -> list[str]:
@@ -130,7 +144,7 @@ def _nested(config_class: Any) -> dict[str, Any]:
     """The classes of a config's nested configs, without those that are left out by default."""
     defaults = getattr(config_class, "sub_configs_defaults", None)
     if defaults:
-        found = {k: CONFIG_MAPPING[v.model_type] if v.model_type else v.config_class for k, v in defaults.items()}
+        found = {field: CONFIG_MAPPING.get(spec.model_type, spec.config_class) for field, spec in defaults.items()}
     else:
         found = dict(config_class.sub_configs)
     try:
