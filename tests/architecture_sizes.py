@@ -200,7 +200,10 @@ EXCEPTIONS: dict[str, Fields] = {
     "fast_vlm": {"vision_config": SIGLIP_FOR_TIMM},
     "florence_vision": FLORENCE_STAGES,
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8, "hidden_size": 32}},
-    "glm5_next_text": {"qk_rope_head_dim": 0, "layer_types": ["linear_attention", "indexed_attention"]},
+    "glm5_next_text": {
+        **{"qk_rope_head_dim": 0, "layer_types": ["linear_attention", "indexed_attention"]},
+        **{"mlp_layer_types": ["dense", "sparse"]},
+    },
     "gradium_phonon_tts": {"flow_head_config": {"condition_dim": 32, "hidden_size": 40}},
     "granite4_vision": {
         "vision_config": {"hidden_size": 128},  # a head of the Q-former is 64 wide
@@ -212,9 +215,12 @@ EXCEPTIONS: dict[str, Fields] = {
     "inkling2_vision": {"text_hidden_size": 32},
     "kyutai_speech_to_text": {"codec_config": MIMI},
     "csm": {"codec_config": MIMI},
+    "lfm3_vl_vision": {"layer_types": ["conv", "full_attention"]},
     "molmo2_adapter": {"vision_feature_layer": [-1, -2], "text_hidden_size": 32, "hidden_size": 48},
     "molmo2_vision": {"image_size": [16, 16]},
     "moonshine_streaming": {"num_key_value_heads": 4, "encoder_config": {"hidden_size": 48}},
+    "musicgen": {"text_encoder": {"d_model": 48}},
+    "musicgen_melody": {"text_encoder": {"d_model": 48}},
     "muse_spark_audio": {
         **{"num_hidden_layers": 2, "patch_sizes": [16, 6], "hidden_sizes": [24, 48], "depths": [1, 1]},
         **{"out_hidden_size": 32},
@@ -249,4 +255,16 @@ VARIANTS: dict[str, dict[str, Fields]] = {
     },
     "seq2seq": {"t5@gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}},
     "masked_lm": {"deberta@relative": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}},
+    "image_text_to_text": {
+        "granite_docling@density": {"density_router_hidden_size": 14},
+        "idefics@resampler": {"use_resampler": True, "additional_vocab_size": 5},
+    },
+    "ctc": {
+        "wav2vec2@large": {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "add_adapter": True},
+        "wav2vec2@languages": {"do_stable_layer_norm": True, "adapter_attn_dim": 6},
+        "wav2vec2-bert@relative": {"position_embeddings_type": "relative", "add_adapter": True},
+        "wav2vec2-conformer@rotary": {"position_embeddings_type": "rotary"},
+    },
+    "audio_classification": {"whisper@weighted": {"use_weighted_layer_sum": True}},
+    "text_to_waveform": {"vits@speakers": {"num_speakers": 5, "speaker_embedding_size": 12}},
 }

@@ -32,6 +32,18 @@ FAMILIES = {
     "text_to_waveform": "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES",
 }
 
+# Of these families the models used most are tested every time, the others are slow tests.
+QUICK = {
+    "image_text_to_text": (
+        "blip-2 idefics3 internvl llama4 llava llava_next mistral3 mllama paligemma qwen2_vl qwen2_5_vl qwen3_vl_moe"
+    ),
+    "multimodal_lm": "",
+    "speech_seq2seq": "speech_to_text whisper",
+    "ctc": "parakeet_ctc wav2vec2@large wavlm",
+    "audio_classification": "audio-spectrogram-transformer",
+    "text_to_waveform": "bark vits",
+}
+
 # Their models that a family above has under the same type and class are not built twice.
 REST = {"image_text_to_text", "multimodal_lm", "speech_seq2seq", "text_to_waveform"}
 
@@ -48,6 +60,11 @@ def names(family: str = "causal_lm") -> list[str]:
 def variants(family: str = "causal_lm") -> list[str]:
     """Model types with an option that changes a layout, ``falcon@grouped``; ``build`` takes them like the others."""
     return [variant for variant in VARIANTS.get(family, {}) if variant.partition("@")[0] in _mapping(family)]
+
+
+def is_quick(name: str, family: str) -> bool:
+    """Whether this model is built every time and not in slow tests alone."""
+    return family not in QUICK or name in QUICK[family].split()
 
 
 def class_name(name: str, family: str = "causal_lm") -> str:
@@ -144,7 +161,11 @@ def _nested(config_class: Any) -> dict[str, Any]:
     """The classes of a config's nested configs, without those that are left out by default."""
     defaults = getattr(config_class, "sub_configs_defaults", None)
     if defaults:
-        found = {field: CONFIG_MAPPING.get(spec.model_type, spec.config_class) for field, spec in defaults.items()}
+        found = {
+            # not .get(), which finds nothing in this lazy mapping
+            field: CONFIG_MAPPING[spec.model_type] if spec.model_type in set(CONFIG_MAPPING) else spec.config_class
+            for field, spec in defaults.items()
+        }
     else:
         found = dict(config_class.sub_configs)
     try:

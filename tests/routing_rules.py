@@ -7,6 +7,7 @@ rules in prose. What no rule speaks for raises: a gap is to be filled by reading
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -130,9 +131,7 @@ def _heads(model: nn.Module) -> set[int]:
 def _two_sides(parameter: Tensor, role: str, view: str) -> tuple[str, str]:
     """A matrix with a side below 2 has no directions to speak of: a vector, whatever it does."""
     thin = parameter.ndim < 2 or sum(size > 1 for size in parameter.shape) < 2 or min(parameter.shape[-2:]) < 2
-    if "flatten" in view:  # a kernel's rows are its output channels
-        thin = min(parameter.shape[0], parameter[0].numel()) < 2
-    return VECTOR if thin else (role, view)
+    return VECTOR if thin and "flatten" not in view else (role, view)
 
 
 def _routing(name: str, parameter: Tensor, holders: list[Holder], heads: set[int]) -> tuple[str, str]:
@@ -197,6 +196,9 @@ def _is_position(holder: Holder) -> bool:
 def _convolution(layer: Any) -> tuple[str, str]:
     """Kernels as matrices (out, in * k); depthwise ones filter channel by channel and mix none."""
     if layer.groups > 1 and layer.groups == layer.in_channels:
+        return VECTOR
+    rows, *others = layer.weight.shape
+    if min(rows // layer.groups, math.prod(others)) < 2:  # one filter has one direction
         return VECTOR
     groups = f" heads({layer.groups})" if layer.groups > 1 else ""
     return "conv", f"flatten{groups}{' transpose' if layer.transposed else ''}"

@@ -98,7 +98,14 @@ _enter(
 )
 # self.activation(self.residual_conv(residual)) with nn.GLU(dim=1)
 for _name in ("residual_conv", "self_attn_conv"):
-    _enter("SeamlessM4TConformerAdapterLayer SeamlessM4Tv2ConformerAdapterLayer", f"{_name}.weight", "conv", flat(2))
+    _enter(
+        "SeamlessM4TConformerAdapterLayer SeamlessM4Tv2ConformerAdapterLayer Wav2Vec2BertAdapterLayer",
+        f"{_name}.weight",
+        "conv",
+        flat(2),
+    )
+# nn.functional.glu(self.conv(hidden_states), dim=1)
+_enter("Wav2Vec2AdapterLayer", "conv.weight", "conv", flat(2))
 # for conv in self.conv_layers: nn.functional.glu(conv(x), dim=1)
 _enter("Conv1dSubsampler", "conv_layers.#.weight", "conv", flat(2))
 # fused_add_tanh_sigmoid_multiply: tanh(in_act[:, :channels]) * sigmoid(in_act[:, channels:])
@@ -109,6 +116,13 @@ _enter(
     "res_skip_layers.#.weight",
     "conv",
     lambda m, s: flat(s[0] // m.hidden_size)(m, s) if s[0] > m.hidden_size else "flatten",
+)
+# global_conditioning[:, offset : offset + 2 * hidden_size] for each layer, with a tanh half and a sigmoid half
+_enter(
+    "VitsWaveNet",
+    "cond_layer.weight",
+    "conv",
+    lambda m, s: f"flatten heads({m.num_layers}) {blocks(m.hidden_size, m.hidden_size)} join",
 )
 # torch.split(stats, self.config.flow_size, dim=2): means and log variances
 _enter("VitsTextEncoder", "project.weight", "conv", flat(2))
@@ -162,6 +176,8 @@ _enter(_EXPERTS, "down_proj", "expert_out", "matrix")
 # self.out_proj(self.gelu(self.in_proj(x))), x + down_proj(act_fn(gate_proj(x)) * up_proj(x)), and others alike
 for _classes, _in, _out in (
     ("BarkMLP", "in_proj", "out_proj"),
+    ("IdeficsMLP", "fc", "c_proj"),
+    ("Wav2Vec2AttnAdapterLayer", "linear_1", "linear_2"),
     ("DiTMLP", "ff.0", "ff.3"),
     ("PI0ActionTimeEmbedding", "action_time_mlp_in", "action_time_mlp_out"),
     ("Qwen3OmniMoeConvNeXtBlock", "pwconv1", "pwconv2"),
@@ -205,6 +221,8 @@ _enter(
     "lm_head",
     "matrix",
 )
+# torch.cat((F.linear(input, self.weight), self.additional_fc(input)), -1): tokens that were added to the vocabulary
+_enter("IdeficsDecoupledLinear", "additional_fc.weight", "lm_head", "matrix")
 # self.dense(self.layernorm(hidden_state)): the classes
 _enter("ASTMLPHead", "dense.weight", "lm_head", "matrix")
 # logits = self.ctc_head(encoder_outputs.last_hidden_state.transpose(1, 2)), a convolution of width 1
@@ -277,7 +295,7 @@ for _classes, _names in _PLACES.items():
 _TOKENS = {
     # self.query, self.latents, self.latent_query attend to the features
     "AriaProjector": "query",
-    "EvollaSequenceCompressorResampler Idefics2PerceiverResampler": "latents",
+    "EvollaSequenceCompressorResampler IdeficsPerceiverResampler Idefics2PerceiverResampler": "latents",
     "Kosmos2ImageToTextProjection Kosmos2_5ImageToTextProjection": "latent_query",
     "Blip2ForConditionalGeneration InstructBlipForConditionalGeneration "
     "InstructBlipVideoForConditionalGeneration": "query_tokens",
@@ -288,7 +306,7 @@ _TOKENS = {
     "Qwen2_5OmniAudioEncoder": "audio_bos_eos_token.weight",
     # query_states + self.bias_u
     "ParakeetEncoderAttention LasrEncoderAttention": "bias_u bias_v",
-    "SeamlessM4TConformerSelfAttention Wav2Vec2ConformerSelfAttention "
+    "SeamlessM4TConformerSelfAttention Wav2Vec2ConformerSelfAttention Wav2Vec2BertSelfAttention "
     "FastSpeech2ConformerAttention": "pos_bias_u pos_bias_v",
 }
 for _classes, _names in _TOKENS.items():

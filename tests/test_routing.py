@@ -83,7 +83,14 @@ def _name(case: Case) -> str:
     return f"{case.family}-{case.name}"
 
 
-every_case = pytest.mark.parametrize("case", _cases(), ids=_name)
+every_case = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if architectures.is_quick(case.name, case.family) else pytest.mark.slow)
+        for case in _cases()
+    ],
+    ids=_name,
+)
 
 
 @every_case
