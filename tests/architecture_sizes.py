@@ -78,6 +78,16 @@ SIGLIP_FOR_GEMMA3N: Fields = {
     **{"rms_norm_eps": 1e-6, "vocab_size": 11, "vocab_offset": 99},
 }
 
+SIGLIP_FOR_TIMM: Fields = SIGLIP_FOR_GEMMA3N | {"hidden_size": 48, "model_args": {"embed_dim": 48}}
+
+# Mimi's convolutions are made for its own widths.
+MIMI: Fields = {"hidden_size": 512, "model_type": "mimi"}
+
+FLORENCE_STAGES: Fields = {
+    **{"depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1]},
+    **{"patch_prenorm": [False, True], "embed_dim": [24, 48], "num_heads": [2, 4], "num_groups": [2, 4]},
+}
+
 # Only fields whose default says otherwise than SIZES, or that SIZES leaves alone; keyed by a config's model_type.
 EXCEPTIONS: dict[str, Fields] = {
     **vision.EXCEPTIONS,
@@ -178,6 +188,53 @@ EXCEPTIONS: dict[str, Fields] = {
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 14},
+    # images, audio and several modalities
+    "bark": {"codec_config": {"model_type": "encodec"}},
+    "chameleon": {"vocabulary_map": {"<image>": 90}},
+    "cosmos3_edge_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
+    "dots3_note_vision_encoder": {"mlp_layer_types": ["dense", "sparse"], "adapter_in_dim": 48, "adapter_out_dim": 32},
+    "emu3": {"vocabulary_map": {"<image>": 90}},
+    "ernie4_5_vl_moe_text": {
+        **{"moe_intermediate_size": [36, 28], "mlp_layer_types": ["dense", "sparse"]},
+        **{"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    },
+    "exaone4_5": {"text_config": {"model_type": "exaone4"}},
+    "fast_vlm": {"vision_config": SIGLIP_FOR_TIMM},
+    "florence_vision": FLORENCE_STAGES,
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8, "hidden_size": 32}},
+    "glm5_next_text": {
+        **{"qk_rope_head_dim": 0, "layer_types": ["linear_attention", "indexed_attention"]},
+        **{"mlp_layer_types": ["dense", "sparse"]},
+    },
+    "gradium_phonon_tts": {"flow_head_config": {"condition_dim": 32, "hidden_size": 40}},
+    "granite4_vision": {
+        "vision_config": {"hidden_size": 128},  # a head of the Q-former is 64 wide
+        "deepstack_layer_map": [[-1, 0]],
+        "downsample_rate": "1/2",
+    },
+    "granite_docling_vision": {"out_hidden_size": 32},
+    "granite_speech5_encoder": {"context_size": 16},
+    "inkling2_vision": {"text_hidden_size": 32},
+    "kyutai_speech_to_text": {"codec_config": MIMI},
+    "csm": {"codec_config": MIMI},
+    "lfm3_vl_vision": {"layer_types": ["conv", "full_attention"]},
+    "molmo2_adapter": {"vision_feature_layer": [-1, -2], "text_hidden_size": 32, "hidden_size": 48},
+    "molmo2_vision": {"image_size": [16, 16]},
+    "moonshine_streaming": {"num_key_value_heads": 4, "encoder_config": {"hidden_size": 48}},
+    "musicgen": {"text_encoder": {"d_model": 48}},
+    "musicgen_melody": {"text_encoder": {"d_model": 48}},
+    "muse_spark_audio": {
+        **{"num_hidden_layers": 2, "patch_sizes": [16, 6], "hidden_sizes": [24, 48], "depths": [1, 1]},
+        **{"out_hidden_size": 32},
+    },
+    "muse_spark_text": {"moe_hidden_size": 28},
+    "perception_lm": {"vision_config": SIGLIP_FOR_TIMM},
+    "dots3_note_audio_encoder": {"adapter_input_size": 48, "adapter_output_size": 32},
+    "Qwen3OmniMoeTalkerConfig": {"spatial_merge_size": 2},
+    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 44},
+    "step3p5": {"mlp_layer_types": ["dense", "sparse"]},
+    "pocket_tts": {"flow_head_config": {"condition_dim": 32, "hidden_size": 40}},
 }
 
 # Options that change a layout and that default configs leave off: family -> "model type@what" -> fields of the config.
@@ -202,4 +259,16 @@ VARIANTS: dict[str, dict[str, Fields]] = {
     },
     "seq2seq": {"t5@gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}},
     "masked_lm": {"deberta@relative": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}},
+    "image_text_to_text": {
+        "granite_docling@density": {"density_router_hidden_size": 14},
+        "idefics@resampler": {"use_resampler": True, "additional_vocab_size": 5},
+    },
+    "ctc": {
+        "wav2vec2@large": {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "add_adapter": True},
+        "wav2vec2@languages": {"do_stable_layer_norm": True, "adapter_attn_dim": 6},
+        "wav2vec2-bert@relative": {"position_embeddings_type": "relative", "add_adapter": True},
+        "wav2vec2-conformer@rotary": {"position_embeddings_type": "rotary"},
+    },
+    "audio_classification": {"whisper@weighted": {"use_weighted_layer_sum": True}},
+    "text_to_waveform": {"vits@speakers": {"num_speakers": 5, "speaker_embedding_size": 12}},
 }

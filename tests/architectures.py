@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +32,35 @@ FAMILIES = {
     "zero_shot_image_classification": "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "masked_image_modeling": "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES",
     "depth_estimation": "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES",
+    "image_text_to_text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "multimodal_lm": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+    "speech_seq2seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "ctc": "MODEL_FOR_CTC_MAPPING_NAMES",
+    "audio_classification": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+    "text_to_waveform": "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES",
 }
+
+# Of these families the models used most are tested every time, the others are slow tests.
+QUICK = {
+    "image_classification": "vit deit swin convnext resnet beit dinov2 mobilenet_v2 efficientnet segformer clip siglip",
+    "object_detection": "detr deformable_detr rt_detr yolos",
+    "semantic_segmentation": "beit segformer",
+    "universal_segmentation": "mask2former",
+    "zero_shot_image_classification": "clip siglip",
+    "masked_image_modeling": "",
+    "depth_estimation": "depth_anything",
+    "image_text_to_text": (
+        "blip-2 idefics3 internvl llama4 llava llava_next mistral3 mllama paligemma qwen2_vl qwen2_5_vl qwen3_vl_moe"
+    ),
+    "multimodal_lm": "",
+    "speech_seq2seq": "speech_to_text whisper",
+    "ctc": "parakeet_ctc wav2vec2@large wavlm",
+    "audio_classification": "audio-spectrogram-transformer",
+    "text_to_waveform": "bark vits",
+}
+
+# Their models that a family above has under the same type and class are not built twice.
+REST = {"image_text_to_text", "multimodal_lm", "speech_seq2seq", "text_to_waveform"}
 
 
 def names(family: str = "causal_lm") -> list[str]:
@@ -39,12 +68,21 @@ def names(family: str = "causal_lm") -> list[str]:
 
     Without those that are another library's models and cannot be built without it.
     """
-    return [name for name in _mapping(family) if name not in UNBUILDABLE]
+    mapping = {name: found for name, found in _mapping(family).items() if name not in UNBUILDABLE}
+    if family not in REST:
+        return list(mapping)
+    above = [_mapping(other) for other in itertools.takewhile(lambda other: other != family, FAMILIES)]
+    return [name for name in mapping if all(other.get(name) != mapping[name] for other in above)]
 
 
 def variants(family: str = "causal_lm") -> list[str]:
     """Model types with an option that changes a layout, ``falcon@grouped``; ``build`` takes them like the others."""
     return [variant for variant in VARIANTS.get(family, {}) if variant.partition("@")[0] in _mapping(family)]
+
+
+def is_quick(name: str, family: str) -> bool:
+    """Whether this model is built every time and not in slow tests alone."""
+    return family not in QUICK or bool({name, name.partition("@")[0]} & set(QUICK[family].split()))
 
 
 def class_name(name: str, family: str = "causal_lm") -> str:
@@ -156,7 +194,8 @@ def _nested(config_class: Any) -> dict[str, Any]:
     defaults = getattr(config_class, "sub_configs_defaults", None)
     if defaults:
         found = {
-            field: CONFIG_MAPPING[spec.model_type] if spec.model_type else spec.config_class
+            # not .get(), which finds nothing in this lazy mapping
+            field: CONFIG_MAPPING[spec.model_type] if spec.model_type in set(CONFIG_MAPPING) else spec.config_class
             for field, spec in defaults.items()
             if field != "backbone_config"
         }

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import routing_table_mixers  # noqa: F401 - it fills the table
+import routing_table_speech  # noqa: F401
 import routing_table_vision  # noqa: F401 - it fills the table
 from routing_table import TABLE, Entry
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ IN = {
         "w_1",
     ),
     *("Wi", "input_linear", "proj_up", "proj_up_gate", "dense_h_to_4h", "layer_1", "ffw_layer_1", "intermediate"),
-    *("dense1", "linear_1", "wi_0", "wi_1"),
+    *("dense1", "linear_1", "wi_0", "wi_1", "linear_fc1", "linear_in", "intermediate_dense"),
 }
 OUT = {
     *(
@@ -85,7 +86,7 @@ OUT = {
         "proj_down",
     ),
     *("dense_4h_to_h", "layer_2", "ffw_layer_2", "output", "dense2"),
-    "linear_2",
+    *("linear_2", "linear_fc2", "linear_out", "output_dense"),
 }
 
 WHOLE_LAYER = {"fc1": "mlp_in", "fc2": "mlp_out", "ffn": "mlp_in", "ffn_output": "mlp_out"}  # OPT's and Albert's
@@ -110,7 +111,14 @@ def _holders(model: nn.Module) -> Iterator[tuple[str, Tensor, Holder]]:
         modules = [model]
         for part in path:
             modules.append(modules[-1].get_submodule(part))
-        yield name, parameter, Holder(tuple(reversed(modules)), (leaf, *reversed(path)))
+        yield name, parameter, _unwrapped(Holder(tuple(reversed(modules)), (leaf, *reversed(path))))
+
+
+def _unwrapped(holder: Holder) -> Holder:
+    """Weight norm's direction, ``parametrizations.weight.original1``, is the layer's ``weight``."""
+    if holder.names[2:3] == ("parametrizations",) and holder.names[0] == "original1":
+        return Holder(holder.modules[2:], (holder.names[1], *holder.names[3:]))
+    return holder
 
 
 def _heads(model: nn.Module) -> set[int]:
@@ -168,7 +176,8 @@ def _in_table(holder: Holder) -> tuple[Entry, nn.Module] | None:
         path = re.sub(
             r"(?<![^.])\d+(?=\.(?:.*\.)?\d+(?:\.|$))", "#", path
         )  # in a list of lists, only the last number tells
-        entry = TABLE.get(type(module).__name__, {}).get(path)
+        entries = TABLE.get(type(module).__name__, {})
+        entry = entries.get(path) or entries.get(re.sub(r"(?<![^.])\d+(?![^.])|(?<=_l)\d+$", "#", path))
         if entry is not None:
             return entry, module
     return None

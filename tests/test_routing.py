@@ -23,16 +23,6 @@ from orthoopt.views import parse_view
 
 NEVER_SPECTRAL = {"embedding", "tied_embedding", "lm_head", "router", "vector"}
 STATE_SPACE = {"A_log", "D", "dt_bias", "time_decay", "time_first"}
-# Of vision models, the most used ones run always, the rest with the slow tests.
-LANGUAGE = {"causal_lm", "seq2seq", "masked_lm"}
-QUICK = {
-    "image_classification": "vit deit swin convnext resnet beit dinov2 mobilenet_v2 efficientnet segformer clip siglip",
-    "object_detection": "detr deformable_detr rt_detr yolos",
-    "semantic_segmentation": "beit segformer",
-    "universal_segmentation": "mask2former",
-    "zero_shot_image_classification": "clip siglip",
-    "depth_estimation": "depth_anything",
-}
 
 
 class Case(NamedTuple):
@@ -93,13 +83,13 @@ def _name(case: Case) -> str:
     return f"{case.family}-{case.name}"
 
 
-def _is_quick(case: Case) -> bool:
-    return case.family in LANGUAGE or case.name.partition("@")[0] in QUICK.get(case.family, "").split()
-
-
 every_case = pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=() if _is_quick(case) else pytest.mark.slow, id=_name(case)) for case in _cases()],
+    [
+        pytest.param(case, marks=() if architectures.is_quick(case.name, case.family) else pytest.mark.slow)
+        for case in _cases()
+    ],
+    ids=_name,
 )
 
 
@@ -234,14 +224,14 @@ def test_routing_covers_the_causal_language_models() -> None:
 
 @pytest.mark.slow
 def test_routing_covers_the_vision_models() -> None:
-    families = architectures.FAMILIES.keys() - LANGUAGE
+    families = architectures.QUICK.keys()
     built = [_built(Case(family, name)) for family in families for name in architectures.names(family)]
     assert len(built) >= 100 and len({type(model) for model in built}) >= 100
 
 
 def test_routing_knows_the_quick_cases() -> None:
-    for family, names in QUICK.items():
-        assert set(names.split()) <= set(architectures.names(family))
+    for family, names in architectures.QUICK.items():
+        assert set(names.split()) <= set(architectures.names(family) + architectures.variants(family))
 
 
 def test_routing_lines_stand_for_like_layers() -> None:
