@@ -19,9 +19,7 @@ _enter(
     equal(3),
 )
 # mixed_qkv.reshape(bsz, tgt_len, 3, self.num_heads, embed_dim // self.num_heads)
-_enter(
-    "BlipAttention Blip2Attention InstructBlipAttention InstructBlipVideoAttention", "qkv.weight", "attention", equal(3)
-)
+_enter("InstructBlipAttention InstructBlipVideoAttention", "qkv.weight", "attention", equal(3))
 # qkv.reshape(batch_size, height * width, 3, self.num_attention_heads, -1)
 _enter(
     "SamVisionAttention SamVisionSdpaAttention DeepseekOcr2SamVisionSdpaAttention UnlimitedOcrSamVisionSdpaAttention "
@@ -256,9 +254,8 @@ _enter("PI0ForConditionalGeneration", "action_out_proj.weight", "unknown", "matr
 
 _PLACES = {
     # embeddings + self.position_embedding, hidden_states + self.pos_embed
-    "BlipVisionEmbeddings Blip2VisionEmbeddings InstructBlipVisionEmbeddings "
-    "InstructBlipVideoVisionEmbeddings RadioPatchEmbeddings": "position_embedding",
-    "InternVLVisionEmbeddings QianfanOCRVisionEmbeddings ViTEmbeddings ASTEmbeddings "
+    "InstructBlipVisionEmbeddings InstructBlipVideoVisionEmbeddings RadioPatchEmbeddings": "position_embedding",
+    "InternVLVisionEmbeddings QianfanOCRVisionEmbeddings ASTEmbeddings "
     "Kimi_K25VisionPositionEmbeddings": "position_embeddings",
     "SamVisionEncoder DeepseekOcr2SamVisionEncoder UnlimitedOcrSamVisionEncoder PPFormulaNetVisionModel": "pos_embed",
     "Gemma4VisionPatchEmbedder": "position_embedding_table",
