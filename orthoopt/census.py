@@ -147,7 +147,8 @@ def _from_module(model: nn.Module, census: Census) -> Iterator[Candidate]:
         *path, leaf = naming.clean_name(name).split(".")
         modules = _modules(model, name.split(".")[:-1])
         leaf = naming.original_leaf(leaf, modules[0]._parameters.__contains__)
-        if len(modules) > 1 and type(modules[1]).__name__.endswith(_TRANSPARENT):
+        is_inner = len(modules) > 1 and isinstance(modules[0], nn.Linear)
+        if is_inner and type(modules[1]).__name__.endswith(_TRANSPARENT):
             path, modules = path[:-1], (modules[0], *modules[2:])
         yield Candidate(name, param, tuple(path), leaf, modules, census)
 

@@ -160,7 +160,8 @@ def router(candidate: Candidate) -> Verdict | None:
     """Layers whose outputs choose experts."""
     if candidate.param.ndim != 2:
         return None
-    if candidate.owner_is("Router", "TopKGate"):
+    around = [type(module).__name__ for module in candidate.modules[1:3]]
+    if candidate.owner_is("Router", "TopKGate") or any(kind.endswith("Router") for kind in around):
         return Verdict("router", "matrix", f"{owner_words(candidate)}: one row for each expert")
     inside = [part for part in candidate.path if part in naming.ROUTERS]
     if inside == ["gate"] and candidate.last == "gate" and candidate.shape[0] >= candidate.shape[1]:

@@ -33,6 +33,13 @@ FUSED_KERNELS: tuple[Fused, ...] = (
         lambda said: [said("hidden_size")] * 2,
         "residual and skip fused in its rows",
     ),
+    Fused(
+        names("cond_layer"),
+        ("VitsWaveNet",),
+        lambda said: [said("hidden_size")] * 2,
+        "two gates a layer, joined",
+        heads=lambda said: said("num_layers"),
+    ),
     Fused(names("project"), ("VitsTextEncoder",), halves, "means and variances fused in its rows"),
     Fused(names("conv_proj"), ("VitsPosteriorEncoder",), halves, "means and variances fused in its rows"),
     Fused(names("conv_proj"), ("VitsConvFlow",), _bins, "widths, heights and slopes fused in its rows"),

@@ -141,6 +141,7 @@ FUSED: tuple[Fused, ...] = (
         lambda said: [said("dim"), said("dim"), said("focal_level") + 1],
         "query, context and gates fused in its rows",
     ),
+    Fused(names("pos_trans"), ("DeformableDetrModel",), halves, "queries and targets fused in its rows"),
     Fused(names("gate"), ("DFineGate", "Deimv2Gate"), halves, "two gates fused in its rows"),
     Fused(names("dense"), ("GlobalPointer",), halves, "queries and keys fused in its rows"),
     # Convolution modules of speech encoders, in Linear layers.

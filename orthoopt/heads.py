@@ -36,7 +36,7 @@ def find_heads(census: Census) -> None:
     layers = [c for c in census.everything if is_dense(c) and not naming.is_lora(c.path)]
     outer = [c for c in layers if not naming.in_a_stack(c.path) and naming.block(c.path) is None]
     _by_labels(census, layers, outer)
-    # Where the model says what its head is, other layers of ambiguous names do not count.
+    # Where the model says what its head is, other layers count by unambiguous names alone.
     said = naming.is_classifier if census.output_ids else naming.is_head
     for key, candidate in _last_below(said, layers).items():
         census.heads.setdefault(
@@ -45,7 +45,10 @@ def find_heads(census: Census) -> None:
         )
     if census.heads or census.output_ids or not layers:
         return
-    vocabularies = {c.shape[0] for c in census.everything if _is_table(c)}
+    tables = [c for c in census.everything if _is_table(c)]
+    if _has_accessors(census.root):  # which say what the tokens' table is
+        tables = [c for c in tables if id(c.param) in census.input_ids]
+    vocabularies = {c.shape[0] for c in tables}
     fitting = [c for c in outer if c.shape[0] in vocabularies]
     if fitting:
         reason = f"{fitting[-1].label}, the last layer with the vocabulary ({fitting[-1].shape[0]}) as outputs"
@@ -98,7 +101,7 @@ def _by_labels(census: Census, layers: list[Candidate], outer: list[Candidate]) 
         if candidate.shape[0] not in (labels, labels + 1):  # detectors have one class more, for no object
             continue
         where = "beside the base model" if candidate in outer and not _is_inside_a_base_model(candidate) else ""
-        where = where or ("the last layer" if candidate is layers[-1] and candidate in outer else "")
+        where = where or ("the last layer" if candidate in outer and candidate is layers[-1] else "")
         named = set().union(*map(naming.words, candidate.path[-2:])) & _CLASSES
         if where or named:
             told = [candidate.label, where, f"with the config's {labels} labels as outputs"]
@@ -118,6 +121,9 @@ def _is_of_a_tower(candidate: Candidate, depth: int) -> bool:
 
     ``text_model.head`` of CLIP-like models projects features; so do layers of a list below a ``head``.
     """
+    inside_head = candidate.path[depth + 1 :]
+    if candidate.path[depth] == "lm_head" and candidate.census.output_ids and inside_head:
+        return not all(part.isdigit() for part in inside_head)  # what leads to the logits that the accessor knows
     if not _has_accessors(candidate.census.root) or naming.is_classifier(candidate.path[depth]):
         return False
     return depth > 0 or any(part.isdigit() for part in candidate.path[depth:-1])

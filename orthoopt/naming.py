@@ -110,7 +110,7 @@ def is_no_vocabulary(component: str) -> bool:
 def is_classifier(component: str) -> bool:
     """Whether a component of this name leads to logits, without doubt."""
     said = words(component)
-    return bool(said & {"classifier", "logits"} and "pre" not in said)
+    return component.endswith(("lm_head", "lm_heads")) or bool(said & {"classifier", "logits"} and "pre" not in said)
 
 
 def is_head(component: str) -> bool:
@@ -184,6 +184,8 @@ def block_kind(component: str) -> str | None:
         return None
     if {"delta", "net"} <= said or {"hyper", "connection"} <= said or {"gated", "residual"} <= said:
         return "other"
+    if {"global", "pointer"} <= said:  # queries and keys without values
+        return "attention"
     if said & {"attn", "attention", "mha", "crossattention", "selfattention"}:
         return "attention"
     is_mlp = said & {"mlp", "ffn", "ff", "feedforward"} or {"feed", "forward"} <= said

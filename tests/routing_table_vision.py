@@ -244,5 +244,3 @@ _enter("DPTSemanticSegmentationHead DPTAuxiliaryHead", "head.4.weight", "lm_head
 _enter("Sapiens2Head", "predictor.weight", "lm_head", "flatten")
 # hidden_state = self.head(hidden_state): classes, and depth_logits of bins
 _enter("Tipsv2DptDecoder", "head.weight", "lm_head", "matrix")
-# "Converts raw logits from the CHMv2 head into a depth map using depth bins"
-_enter("CHMv2UpsampleConvHead", "head.4.weight", "lm_head", "flatten")
