@@ -28,8 +28,11 @@ FAMILIES = {
     "object_detection": "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES",
     "semantic_segmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES",
     "universal_segmentation": "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES",
+    "instance_segmentation": "MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES",
+    "zero_shot_object_detection": "MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES",
     "zero_shot_image_classification": "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "masked_image_modeling": "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES",
+    "mask_generation": "MODEL_FOR_MASK_GENERATION_MAPPING_NAMES",
     "depth_estimation": "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES",
 }
 

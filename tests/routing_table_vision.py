@@ -10,6 +10,13 @@ from routing_table import _enter, blocks, equal
 _enter("HieraMaskUnitAttention", "qkv.weight", "attention", equal(3))
 # mixed_qkv = self.qkv(hidden_states).reshape(bsz, tgt_len, 3, self.num_heads, embed_dim // self.num_heads)
 _enter("BlipAttention Blip2Attention", "qkv.weight", "attention", equal(3))
+# self.qkv(hidden_states).reshape(batch_size, height * width, 3, self.num_attention_heads, -1)
+_enter(
+    "SamVisionSdpaAttention SamVisionAttention SamHQVisionSdpaAttention SamHQVisionAttention Sam2MultiScaleAttention",
+    "qkv.weight",
+    "attention",
+    equal(3),
+)
 # query, key, value = self.c_attn(current_states).split(self.split_size, dim=2), of a Conv1D
 _enter("ImageGPTAttention", "c_attn.weight", "attention", lambda m, s: f"transpose {blocks(*[m.split_size] * 3)}")
 # .view(*, self.num_attention_heads, -1).split([self.key_dim, self.key_dim, self.attention_ratio * self.key_dim], dim=3)
@@ -60,13 +67,16 @@ _enter("SegformerMLP", "proj.weight", "hidden", "matrix")
 # self.linear2(self.dropout(self.activation(self.linear1(output))))
 for _name, _role in (("linear1", "mlp_in"), ("linear2", "mlp_out")):
     _enter(
-        "OneFormerTransformerDecoderFFNLayer OneFormerTransformerDecoderQueryTransformerDecoderLayer",
+        "OneFormerTransformerDecoderFFNLayer OneFormerTransformerDecoderQueryTransformerDecoderLayer "
+        "OmDetTurboMLPWithDropout OmDetTurboDeformableTransformerDecoderLayer",
         f"{_name}.weight",
         _role,
         "matrix",
     )
 # query_embed, target = torch.split(self.pos_trans_norm(self.pos_trans(...)), num_channels, dim=2)
 _enter("DeformableDetrModel", "pos_trans.weight", "hidden", equal(2))
+# max_pooled_output @ self.text_projection: stored (in, out)
+_enter("OmDetTurboLanguageBackbone", "text_projection", "hidden", "transpose")
 # gate1, gate2 = torch.sigmoid(self.gate(gate_input)).chunk(2, dim=-1); gate1 * residual + gate2 * hidden_states
 _enter("DFineGate Deimv2Gate", "gate.weight", "hidden", equal(2))
 
@@ -77,7 +87,7 @@ _enter(
     "BeitEmbeddings DeiTEmbeddings Dinov2Embeddings Dinov2WithRegistersEmbeddings HieraEmbeddings IJepaEmbeddings "
     "PvtPatchEmbeddings ViTEmbeddings ViTMSNEmbeddings LwDetrViTEmbeddings RfDetrDinov2Embeddings YolosEmbeddings "
     "DPTViTEmbeddings DPTViTHybridEmbeddings Tipsv2VisionEmbeddings VideoPrismSpatialEmbeddings "
-    "VideoPrismTemporalEmbeddings SwinEmbeddings Data2VecVisionEmbeddings",
+    "VideoPrismTemporalEmbeddings SwinEmbeddings Data2VecVisionEmbeddings Sam3ViTEmbeddings",
     "position_embeddings",
     "vector",
     "vector",
@@ -97,6 +107,18 @@ _enter(
 _enter("OneFormerTextEncoder", "positional_embedding", "vector", "vector")
 # text_queries_ctx = self.prompt_ctx.weight.unsqueeze(0).repeat(batch, 1, 1), put beside the texts
 _enter("OneFormerTextMapper", "prompt_ctx.weight", "vector", "vector")
+# hidden_states + self.pos_embed; pos_embed + window_embed.tile(...)
+_enter("SamVisionEncoder SamHQVisionEncoder Sam2HieraDetModel", "pos_embed", "vector", "vector")
+_enter("Sam2HieraDetModel", "pos_embed_window", "vector", "vector")
+# rel_pos_resized[relative_coords.long()]
+for _name in ("rel_pos_h", "rel_pos_w"):
+    _enter("SamVisionSdpaAttention SamHQVisionSdpaAttention", _name, "vector", "vector")
+# coordinates @ self.positional_embedding, then sin and cos: frequencies of the two axes of places
+_enter("SamPositionalEmbedding SamHQPositionalEmbedding", "positional_embedding", "vector", "vector")
+# output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight], dim=0)
+_enter(
+    "SamMaskDecoder SamHQMaskDecoder Sam2MaskDecoder Sam3TrackerMaskDecoder", "mask_tokens.weight", "vector", "vector"
+)
 # natten2dqkrpb(query, key, self.rpb, ...): a bias for each distance and head
 _enter("NeighborhoodAttention", "rpb", "vector", "vector")
 # self.rel_pos_bias.weight.t()[rel_pos], a column for each distance; those of x and y are made alike and not used
@@ -114,7 +136,12 @@ _enter("YolosEmbeddings", "detection_tokens", "vector", "vector")
 # query_tokens = self.query_tokens.expand(image_embeds.shape[0], -1, -1)
 _enter("Blip2ForImageTextRetrieval", "query_tokens", "vector", "vector")
 # pos_embed + self.level_embed[level].view(1, 1, -1): one learned vector for each level
-_enter("DeformableDetrModel Mask2FormerPixelDecoder OneFormerPixelDecoder", "level_embed", "vector", "vector")
+_enter(
+    "DeformableDetrModel GroundingDinoModel MMGroundingDinoModel Mask2FormerPixelDecoder OneFormerPixelDecoder",
+    "level_embed",
+    "vector",
+    "vector",
+)
 _enter("Mask2FormerTransformerModule OneFormerTransformerModule", "level_embed.weight", "vector", "vector")
 # self.query_refpoint_embeddings.weight.unsqueeze(0).repeat(batch_size, 1, 1): learned queries, whatever the input
 _enter("DabDetrModel", "query_refpoint_embeddings.weight", "vector", "vector")
@@ -246,3 +273,6 @@ _enter("Sapiens2Head", "predictor.weight", "lm_head", "flatten")
 _enter("Tipsv2DptDecoder", "head.weight", "lm_head", "matrix")
 # "Converts raw logits from the CHMv2 head into a depth map using depth bins"
 _enter("CHMv2UpsampleConvHead", "head.4.weight", "lm_head", "flatten")
+
+# output = self.dense2(output) makes boxes, last in the model, in a head that is not called so: nothing can tell
+_enter("OwlViTForObjectDetection", "box_head.dense2.weight", "unknown", "matrix")

@@ -31,6 +31,8 @@ QUICK = {
     "semantic_segmentation": "beit segformer",
     "universal_segmentation": "mask2former",
     "zero_shot_image_classification": "clip siglip",
+    "zero_shot_object_detection": "grounding-dino owlvit",
+    "mask_generation": "sam",
     "depth_estimation": "depth_anything",
 }
 
