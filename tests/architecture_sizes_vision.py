@@ -91,3 +91,17 @@ VARIANTS: dict[str, dict[str, Fields]] = {
     "universal_segmentation": {"oneformer@training": {"is_training": True}},
     "zero_shot_image_classification": {"clip@narrow": {"projection_dim": 24}},
 }
+
+# Family -> the most used models, whose routing is tested always; that of the others with the slow tests.
+QUICK = {
+    "image_classification": "vit deit swin convnext resnet beit dinov2 mobilenet_v2 efficientnet segformer clip siglip",
+    "object_detection": "detr deformable_detr rt_detr yolos",
+    "semantic_segmentation": "beit segformer",
+    "universal_segmentation": "mask2former",
+    "instance_segmentation": "",
+    "zero_shot_image_classification": "clip siglip",
+    "zero_shot_object_detection": "grounding-dino owlvit",
+    "masked_image_modeling": "",
+    "mask_generation": "sam",
+    "depth_estimation": "depth_anything",
+}

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import routing_table_classifiers  # noqa: F401 - it fills the table
 import routing_table_mixers  # noqa: F401 - it fills the table
 import routing_table_vision  # noqa: F401 - it fills the table
 from routing_table import TABLE, Entry
