@@ -20,8 +20,8 @@ RESNET: Fields = {
     **{"out_features": ["stage4"]},
 }
 
-# timm's own models, in a wrapper.
-UNBUILDABLE = ("timm_wrapper",)
+# timm's own models in a wrapper, and what has one of them as its tower.
+UNBUILDABLE = ("timm_wrapper", "edgetam", "edgetam_video")
 
 # Classes to tell apart: more than two, which are also the coordinates of a place, and unlike any width.
 _ELEVEN: Fields = {"num_labels": 11}
@@ -30,6 +30,7 @@ CLASSES: dict[str, Fields] = {
     "object_detection": _ELEVEN,
     "semantic_segmentation": _ELEVEN,
     "universal_segmentation": _ELEVEN,
+    "instance_segmentation": _ELEVEN,
 }
 
 # They find text, and have a list of classes of their own.
@@ -56,6 +57,7 @@ EXCEPTIONS: dict[str, Fields] = {
     **_all(
         {"intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2]}, "pp_ocrv5_server_det pp_ocrv6_medium_det"
     ),
+    "omdet-turbo": {"backbone_config": {"model_type": "swin", "out_indices": [2, 3, 4], "depths": [1, 1, 1, 2]}},
     "dinat": {"patch_size": 4},
     **_all({"decoder_self_attention_heads": 4, "decoder_cross_attention_heads": 4}, "lw_detr rf_detr"),
     "videoprism_vision_model": {"tubelet_size": [1, 8, 8]},
@@ -88,4 +90,18 @@ VARIANTS: dict[str, dict[str, Fields]] = {
     "semantic_segmentation": {"dpt@hybrid": {"is_hybrid": True}, "segformer@two_classes": {"num_labels": 2}},
     "universal_segmentation": {"oneformer@training": {"is_training": True}},
     "zero_shot_image_classification": {"clip@narrow": {"projection_dim": 24}},
+}
+
+# Family -> the most used models, whose routing is tested always; that of the others with the slow tests.
+QUICK = {
+    "image_classification": "vit deit swin convnext resnet beit dinov2 mobilenet_v2 efficientnet segformer clip siglip",
+    "object_detection": "detr deformable_detr rt_detr yolos",
+    "semantic_segmentation": "beit segformer",
+    "universal_segmentation": "mask2former",
+    "instance_segmentation": "",
+    "zero_shot_image_classification": "clip siglip",
+    "zero_shot_object_detection": "grounding-dino owlvit",
+    "masked_image_modeling": "",
+    "mask_generation": "sam",
+    "depth_estimation": "depth_anything",
 }

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import architecture_sizes_vision
 import torch
 from architecture_sizes import EXCEPTIONS, SIGLIP_FOR_GEMMA3N, SIZES, VARIANTS, VOCABULARY, WIDTH_OF_TOWERS, Fields
 from architecture_sizes_vision import CLASSES, ONE_CLASS, UNBUILDABLE
@@ -29,8 +30,11 @@ FAMILIES = {
     "object_detection": "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES",
     "semantic_segmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES",
     "universal_segmentation": "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES",
+    "instance_segmentation": "MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES",
+    "zero_shot_object_detection": "MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES",
     "zero_shot_image_classification": "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "masked_image_modeling": "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES",
+    "mask_generation": "MODEL_FOR_MASK_GENERATION_MAPPING_NAMES",
     "depth_estimation": "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES",
     "image_text_to_text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
     "multimodal_lm": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
@@ -42,13 +46,7 @@ FAMILIES = {
 
 # Of these families the models used most are tested every time, the others are slow tests.
 QUICK = {
-    "image_classification": "vit deit swin convnext resnet beit dinov2 mobilenet_v2 efficientnet segformer clip siglip",
-    "object_detection": "detr deformable_detr rt_detr yolos",
-    "semantic_segmentation": "beit segformer",
-    "universal_segmentation": "mask2former",
-    "zero_shot_image_classification": "clip siglip",
-    "masked_image_modeling": "",
-    "depth_estimation": "depth_anything",
+    **architecture_sizes_vision.QUICK,
     "image_text_to_text": (
         "blip-2 idefics3 internvl llama4 llava llava_next mistral3 mllama paligemma qwen2_vl qwen2_5_vl qwen3_vl_moe"
     ),
@@ -96,7 +94,7 @@ def build(name: str, device: str = "meta", family: str = "causal_lm") -> nn.Modu
     import transformers
 
     model_class = getattr(transformers, class_name(name, family))
-    with warnings.catch_warnings(), torch.device(device), _all_layers_shared(name), _without_natten():
+    with warnings.catch_warnings(), torch.device(device), _all_layers_shared(name), _without_natten(name):
         warnings.simplefilter("ignore")  # what transformers thinks of small configs is not what is tested
         config_class = _config_class(name.partition("@")[0], model_class)
         classes = {} if name in ONE_CLASS else CLASSES.get(family, {})
@@ -138,8 +136,11 @@ def _all_layers_shared(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_natten() -> Iterator[None]:
+def _without_natten(name: str) -> Iterator[None]:
     """Let Dinat be built: only its forward pass needs natten's kernels."""
+    if name != "dinat":
+        yield
+        return
     with mock.patch("transformers.models.dinat.modeling_dinat.requires_backends"):
         yield
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import routing_table_classifiers  # noqa: F401 - it fills the table
 import routing_table_mixers  # noqa: F401 - it fills the table
 import routing_table_speech  # noqa: F401
 import routing_table_vision  # noqa: F401 - it fills the table
@@ -49,7 +50,7 @@ ATTENTION = re.compile(r"(Attention|Attn|MLA)$", re.IGNORECASE)
 MLP = re.compile(
     r"(MLP|FFN|FeedForward\w*|MLPBlock|Intermediate|\w*ActDense|(?<!Self)(?<!Cross)Output|Adapter|DenseGatedACT)$", re.I
 )
-LIST_OF_LAYERS = re.compile(r"MLP(PredictionHead)?$")
+LIST_OF_LAYERS = re.compile(r"(MLP|MLPPredictionHead|FeedForward)$")
 LAYER = re.compile(r"(Layer|Block|Model|Encoder|Decoder|ForCausalLM|ForConditionalGeneration|LMHeadModel|Wrapper)$")
 IN = {
     *(
@@ -218,8 +219,8 @@ def _dense(holder: Holder) -> str | None:
     for depth, kind in enumerate(inner):
         if ATTENTION.search(kind):
             return "attention"
-        if LIST_OF_LAYERS.search(kind) and holder.names[2] == "layers":
-            return _list_of_layers(holder.modules[1], own)
+        if LIST_OF_LAYERS.search(kind) and "layers" in dict(holder.modules[depth + 1].named_children()):
+            return _list_of_layers(holder.modules[depth + 1], holder.owner)
         if MLP.search(kind):
             around = holder.names[1 : depth + 2]
             side = _mlp(kind, next((name for name in around if name in IN | OUT), own))
@@ -238,13 +239,13 @@ def _mlp(kind: str, own: str) -> str:
     raise LookupError(f"{own} of {kind}: read its forward pass to see which side of the mlp it is")
 
 
-def _list_of_layers(layers: nn.Module, own: str) -> str:
-    """DETR's mlps hold layers in a list: two that return to the width they came from are an mlp, others are hidden."""
-    linear = {number: layer for number, layer in layers.named_children() if isinstance(layer, nn.Linear)}
-    first, *between, last = linear.values()
-    if between or first.in_features != last.out_features:
+def _list_of_layers(mlp: nn.Module, own: nn.Module) -> str:
+    """DETR's and SAM's mlps, with a list of layers: two that return to their width are an mlp, others are hidden."""
+    linear = {name: layer for name, layer in mlp.named_modules() if isinstance(layer, nn.Linear)}
+    first, *between, last = sorted(linear, key=lambda name: (name == "proj_out", name != "proj_in"))
+    if between or linear[first].in_features != linear[last].out_features:
         return "hidden"
-    return "mlp_in" if linear[own] is first else "mlp_out"
+    return "mlp_in" if linear[first] is own else "mlp_out"
 
 
 def _sequential(holder: Holder) -> str:

@@ -1,4 +1,4 @@
-"""The table of ``routing_table``, continued: what is fused or raw in vision models, and what makes their logits."""
+"""The table of ``routing_table``, continued: what is fused, raw or a learned token in vision models."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from routing_table import _enter, blocks, equal
 _enter("HieraMaskUnitAttention", "qkv.weight", "attention", equal(3))
 # mixed_qkv = self.qkv(hidden_states).reshape(bsz, tgt_len, 3, self.num_heads, embed_dim // self.num_heads)
 _enter("BlipAttention Blip2Attention", "qkv.weight", "attention", equal(3))
+# self.qkv(hidden_states).reshape(batch_size, height * width, 3, self.num_attention_heads, -1)
+_enter(
+    "SamVisionSdpaAttention SamVisionAttention SamHQVisionSdpaAttention SamHQVisionAttention Sam2MultiScaleAttention",
+    "qkv.weight",
+    "attention",
+    equal(3),
+)
 # query, key, value = self.c_attn(current_states).split(self.split_size, dim=2), of a Conv1D
 _enter("ImageGPTAttention", "c_attn.weight", "attention", lambda m, s: f"transpose {blocks(*[m.split_size] * 3)}")
 # .view(*, self.num_attention_heads, -1).split([self.key_dim, self.key_dim, self.attention_ratio * self.key_dim], dim=3)
@@ -60,13 +67,16 @@ _enter("SegformerMLP", "proj.weight", "hidden", "matrix")
 # self.linear2(self.dropout(self.activation(self.linear1(output))))
 for _name, _role in (("linear1", "mlp_in"), ("linear2", "mlp_out")):
     _enter(
-        "OneFormerTransformerDecoderFFNLayer OneFormerTransformerDecoderQueryTransformerDecoderLayer",
+        "OneFormerTransformerDecoderFFNLayer OneFormerTransformerDecoderQueryTransformerDecoderLayer "
+        "OmDetTurboMLPWithDropout OmDetTurboDeformableTransformerDecoderLayer",
         f"{_name}.weight",
         _role,
         "matrix",
     )
 # query_embed, target = torch.split(self.pos_trans_norm(self.pos_trans(...)), num_channels, dim=2)
 _enter("DeformableDetrModel", "pos_trans.weight", "hidden", equal(2))
+# max_pooled_output @ self.text_projection: stored (in, out)
+_enter("OmDetTurboLanguageBackbone", "text_projection", "hidden", "transpose")
 # gate1, gate2 = torch.sigmoid(self.gate(gate_input)).chunk(2, dim=-1); gate1 * residual + gate2 * hidden_states
 _enter("DFineGate Deimv2Gate", "gate.weight", "hidden", equal(2))
 
@@ -77,7 +87,7 @@ _enter(
     "BeitEmbeddings DeiTEmbeddings Dinov2Embeddings Dinov2WithRegistersEmbeddings HieraEmbeddings IJepaEmbeddings "
     "PvtPatchEmbeddings ViTEmbeddings ViTMSNEmbeddings LwDetrViTEmbeddings RfDetrDinov2Embeddings YolosEmbeddings "
     "DPTViTEmbeddings DPTViTHybridEmbeddings Tipsv2VisionEmbeddings VideoPrismSpatialEmbeddings "
-    "VideoPrismTemporalEmbeddings SwinEmbeddings Data2VecVisionEmbeddings",
+    "VideoPrismTemporalEmbeddings SwinEmbeddings Data2VecVisionEmbeddings Sam3ViTEmbeddings",
     "position_embeddings",
     "vector",
     "vector",
@@ -97,6 +107,18 @@ _enter(
 _enter("OneFormerTextEncoder", "positional_embedding", "vector", "vector")
 # text_queries_ctx = self.prompt_ctx.weight.unsqueeze(0).repeat(batch, 1, 1), put beside the texts
 _enter("OneFormerTextMapper", "prompt_ctx.weight", "vector", "vector")
+# hidden_states + self.pos_embed; pos_embed + window_embed.tile(...)
+_enter("SamVisionEncoder SamHQVisionEncoder Sam2HieraDetModel", "pos_embed", "vector", "vector")
+_enter("Sam2HieraDetModel", "pos_embed_window", "vector", "vector")
+# rel_pos_resized[relative_coords.long()]
+for _name in ("rel_pos_h", "rel_pos_w"):
+    _enter("SamVisionSdpaAttention SamHQVisionSdpaAttention", _name, "vector", "vector")
+# coordinates @ self.positional_embedding, then sin and cos: frequencies of the two axes of places
+_enter("SamPositionalEmbedding SamHQPositionalEmbedding", "positional_embedding", "vector", "vector")
+# output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight], dim=0)
+_enter(
+    "SamMaskDecoder SamHQMaskDecoder Sam2MaskDecoder Sam3TrackerMaskDecoder", "mask_tokens.weight", "vector", "vector"
+)
 # natten2dqkrpb(query, key, self.rpb, ...): a bias for each distance and head
 _enter("NeighborhoodAttention", "rpb", "vector", "vector")
 # self.rel_pos_bias.weight.t()[rel_pos], a column for each distance; those of x and y are made alike and not used
@@ -114,7 +136,12 @@ _enter("YolosEmbeddings", "detection_tokens", "vector", "vector")
 # query_tokens = self.query_tokens.expand(image_embeds.shape[0], -1, -1)
 _enter("Blip2ForImageTextRetrieval", "query_tokens", "vector", "vector")
 # pos_embed + self.level_embed[level].view(1, 1, -1): one learned vector for each level
-_enter("DeformableDetrModel Mask2FormerPixelDecoder OneFormerPixelDecoder", "level_embed", "vector", "vector")
+_enter(
+    "DeformableDetrModel GroundingDinoModel MMGroundingDinoModel Mask2FormerPixelDecoder OneFormerPixelDecoder",
+    "level_embed",
+    "vector",
+    "vector",
+)
 _enter("Mask2FormerTransformerModule OneFormerTransformerModule", "level_embed.weight", "vector", "vector")
 # self.query_refpoint_embeddings.weight.unsqueeze(0).repeat(batch_size, 1, 1): learned queries, whatever the input
 _enter("DabDetrModel", "query_refpoint_embeddings.weight", "vector", "vector")
@@ -138,109 +165,3 @@ _enter(
     "vector",
     "vector",
 )
-
-# ---- what makes logits ----
-
-# logits = self.classifier(pooled_output)
-_enter(
-    "BeitForImageClassification CLIPForImageClassification ConvNextForImageClassification "
-    "ConvNextV2ForImageClassification CvtForImageClassification Data2VecVisionForImageClassification "
-    "DeiTForImageClassification DinatForImageClassification Dinov2ForImageClassification "
-    "Dinov2WithRegistersForImageClassification DonutSwinForImageClassification EfficientNetForImageClassification "
-    "FocalNetForImageClassification HieraForImageClassification IJepaForImageClassification "
-    "MetaClip2ForImageClassification MobileNetV1ForImageClassification MobileNetV2ForImageClassification "
-    "MobileViTForImageClassification MobileViTV2ForImageClassification PoolFormerForImageClassification "
-    "PvtForImageClassification PvtV2ForImageClassification SegformerForImageClassification "
-    "SiglipForImageClassification Siglip2ForImageClassification SwinForImageClassification "
-    "Swinv2ForImageClassification ViTForImageClassification ViTMSNForImageClassification",
-    "classifier.weight",
-    "lm_head",
-    "matrix",
-)
-# logits = self.classifier(pooled_output), nn.Sequential(nn.Flatten(), nn.Linear(...))
-_enter(
-    "BitForImageClassification RegNetForImageClassification ResNetForImageClassification",
-    "classifier.1.weight",
-    "lm_head",
-    "matrix",
-)
-# logits = self.fc(last_hidden_state)
-_enter("HGNetV2ForImageClassification TextNetForImageClassification", "fc.weight", "lm_head", "matrix")
-# logits = self.score(pooled_hidden_states)
-_enter("ImageGPTForImageClassification", "score.weight", "lm_head", "matrix")
-# logits = self.linear(hidden_state)
-_enter("LevitClassificationLayer", "linear.weight", "lm_head", "matrix")
-# logits = self.final_layer(output)
-_enter("PerceiverBasicDecoder", "final_layer.weight", "lm_head", "matrix")
-# logits = self.head(hidden_state); (cls_out + distillation_out) / 2
-_enter("PPLCNetForImageClassification SwiftFormerForImageClassification", "head.weight", "lm_head", "matrix")
-_enter("SwiftFormerForImageClassification", "dist_head.weight", "lm_head", "matrix")
-# output = self.itm_head(query_embeds): whether image and text match
-_enter("Blip2ForImageTextRetrieval", "itm_head.weight", "lm_head", "matrix")
-
-# logits = self.class_labels_classifier(sequence_output)
-_enter(
-    "ConditionalDetrForObjectDetection DetrForObjectDetection TableTransformerForObjectDetection",
-    "class_labels_classifier.weight",
-    "lm_head",
-    "matrix",
-)
-# YolosMLPPredictionHead(..., output_dim=config.num_labels + 1, num_layers=3): logits after the last of three
-_enter("YolosForObjectDetection", "class_labels_classifier.layers.2.weight", "lm_head", "matrix")
-# logits = self.class_embed(hidden_states)
-_enter(
-    "DabDetrForObjectDetection LwDetrForObjectDetection RfDetrForObjectDetection PPDocLayoutV3Decoder "
-    "OneFormerTransformerDecoder",
-    "class_embed.weight",
-    "lm_head",
-    "matrix",
-)
-# scores = self.class_embed[i](hidden_states), one for each layer
-for _number in range(3):
-    _enter(
-        "DeformableDetrForObjectDetection DeformableDetrDecoder DFineDecoder Deimv2Decoder PPDocLayoutV2Decoder "
-        "PPDocLayoutV4Decoder RTDetrDecoder RTDetrV2Decoder",
-        f"class_embed.{_number}.weight",
-        "lm_head",
-        "matrix",
-    )
-# enc_outputs_class = self.enc_out_class_embed[i](object_query_undetach), one for each group of queries
-for _number in range(13):
-    _enter("LwDetrModel RfDetrModel", f"enc_out_class_embed.{_number}.weight", "lm_head", "matrix")
-# enc_outputs_class = self.enc_score_head(output_memory): the proposals' classes
-_enter(
-    "DFineModel Deimv2Model PPDocLayoutV2Model PPDocLayoutV3Model PPDocLayoutV4Model RTDetrModel RTDetrV2Model",
-    "enc_score_head.weight",
-    "lm_head",
-    "matrix",
-)
-# class_logits = self.class_predictor(query_tokens)
-_enter(
-    "EomtForUniversalSegmentation EomtDinov3ForUniversalSegmentation VideomtForUniversalSegmentation "
-    "Mask2FormerForUniversalSegmentation MaskFormerForInstanceSegmentation",
-    "class_predictor.weight",
-    "lm_head",
-    "matrix",
-)
-
-# output = self.classifier(output): nn.Conv2d(channels, config.num_labels, kernel_size=1)
-_enter(
-    "BeitUperHead BeitFCNHead Data2VecVisionUperHead Data2VecVisionFCNHead SegformerDecodeHead UperNetHead "
-    "UperNetFCNHead",
-    "classifier.weight",
-    "lm_head",
-    "flatten",
-)
-# MobileViTConvLayer(config, ..., out_channels=config.num_labels, kernel_size=1, use_activation=False)
-_enter(
-    "MobileNetV2DeepLabV3Plus MobileViTDeepLabV3 MobileViTV2DeepLabV3",
-    "classifier.convolution.weight",
-    "lm_head",
-    "flatten",
-)
-# nn.Conv2d(features, config.num_labels, kernel_size=1), the last but one of the head's list
-_enter("DPTSemanticSegmentationHead DPTAuxiliaryHead", "head.4.weight", "lm_head", "flatten")
-# return self.predictor(hidden_states)
-_enter("Sapiens2Head", "predictor.weight", "lm_head", "flatten")
-# hidden_state = self.head(hidden_state): classes, and depth_logits of bins
-_enter("Tipsv2DptDecoder", "head.weight", "lm_head", "matrix")
