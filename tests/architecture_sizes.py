@@ -63,6 +63,7 @@ SIZES: Fields = {
     **_all(262, "encoder_hash_byte_group_vocab"),
     **_all(97, "vocab_size_per_layer_input"),
     **_all(12, "hidden_size_per_layer_input"),
+    **_all(32, "out_hidden_size"),
     **_all(4, "rotary_dim num_heads num_self_attention_heads num_cross_attention_heads"),
     **_all(8, "d_kv d_head"),
     **_all(56, "d_ff"),
@@ -232,6 +233,7 @@ EXCEPTIONS: dict[str, Fields] = {
     "perception_lm": {"vision_config": SIGLIP_FOR_TIMM},
     "dots3_note_audio_encoder": {"adapter_input_size": 48, "adapter_output_size": 32},
     "Qwen3OmniMoeTalkerConfig": {"spatial_merge_size": 2},
+    "qwen2_vl": {"vision_config": {"embed_dim": 48, "hidden_size": 32}},  # the latter is the text's
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 44},
     "step3p5": {"mlp_layer_types": ["dense", "sparse"]},
     "pocket_tts": {"flow_head_config": {"condition_dim": 32, "hidden_size": 40}},

@@ -22,8 +22,7 @@ _enter(
 _enter("InstructBlipAttention InstructBlipVideoAttention", "qkv.weight", "attention", equal(3))
 # qkv.reshape(batch_size, height * width, 3, self.num_attention_heads, -1)
 _enter(
-    "SamVisionAttention SamVisionSdpaAttention DeepseekOcr2SamVisionSdpaAttention UnlimitedOcrSamVisionSdpaAttention "
-    "PPFormulaNetVisionAttention",
+    "DeepseekOcr2SamVisionSdpaAttention UnlimitedOcrSamVisionSdpaAttention PPFormulaNetVisionAttention",
     "qkv.weight",
     "attention",
     equal(3),
@@ -257,7 +256,7 @@ _PLACES = {
     "InstructBlipVisionEmbeddings InstructBlipVideoVisionEmbeddings RadioPatchEmbeddings": "position_embedding",
     "InternVLVisionEmbeddings QianfanOCRVisionEmbeddings ASTEmbeddings "
     "Kimi_K25VisionPositionEmbeddings": "position_embeddings",
-    "SamVisionEncoder DeepseekOcr2SamVisionEncoder UnlimitedOcrSamVisionEncoder PPFormulaNetVisionModel": "pos_embed",
+    "DeepseekOcr2SamVisionEncoder UnlimitedOcrSamVisionEncoder PPFormulaNetVisionModel": "pos_embed",
     "Gemma4VisionPatchEmbedder": "position_embedding_table",
     "Llama4VisionModel": "positional_embedding_vlm",
     "Molmo2VisionModel": "positional_embedding",
@@ -266,7 +265,7 @@ _PLACES = {
     "MllamaPrecomputedPositionEmbedding": "embedding tile_embedding.weight",
     "MllamaPrecomputedAspectRatioEmbedding": "embedding.weight",
     # rel_pos_resized[relative_coords.long()]
-    "SamVisionAttention SamVisionSdpaAttention DeepseekOcr2SamVisionSdpaAttention UnlimitedOcrSamVisionSdpaAttention "
+    "SamVisionAttention DeepseekOcr2SamVisionSdpaAttention UnlimitedOcrSamVisionSdpaAttention "
     "PPFormulaNetVisionAttention": "rel_pos_h rel_pos_w",
     # self.pos_embed(interp_indices), self.position_embedding_table of places in a grid
     "CohereCompassVisionModel Qwen3VLVisionModel Qwen3VLMoeVisionModel Qwen3_5VisionModel Qwen3_5MoeVisionModel "

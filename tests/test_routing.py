@@ -235,9 +235,19 @@ def test_routing_covers_models_of_images_and_speech() -> None:
     assert len(built) >= 200 and len({type(model) for model in built}) >= 200
 
 
-def test_routing_knows_the_quick_cases() -> None:
-    for family, names in architectures.QUICK.items():
-        assert set(names.split()) <= set(architectures.names(family) + architectures.variants(family))
+def test_routing_quick_models_are_among_their_families() -> None:
+    for family, quick in architectures.QUICK.items():
+        known = architectures.names(family) + architectures.variants(family)
+        assert set(quick.split()) <= set(known), family
+
+
+def test_routing_builds_no_model_of_a_family_twice_in_the_families_that_only_add() -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for family in architectures.FAMILIES:
+        for name in architectures.names(family):
+            built = (name, architectures.class_name(name, family))
+            assert family not in architectures.REST or built not in seen, f"{built}: {family}, {seen.get(built)}"
+            seen.setdefault(built, family)
 
 
 def test_routing_lines_stand_for_like_layers() -> None:
