@@ -21,9 +21,7 @@ FUSED_KERNELS: tuple[Fused, ...] = (
     # Conformers (arXiv 2005.08100) and what else gates channels.
     Fused(names("pointwise_conv1"), ("ConvolutionModule",), _before_pointwise, "value and gate fused in its rows"),
     Fused(names("ext_pw_conv_1d"), ("AudioGluPointWiseConv",), halves, "value and gate fused in its rows"),
-    Fused(
-        names("residual_conv self_attn_conv"), ("ConformerAdapterLayer",), halves, "value and gate fused in its rows"
-    ),
+    Fused(names("residual_conv self_attn_conv conv"), ("AdapterLayer",), halves, "value and gate fused in its rows"),
     Fused(names("conv_layers"), ("Conv1dSubsampler",), halves, "value and gate fused in its rows"),
     # VITS (arXiv 2106.06103).
     Fused(names("in_layers"), ("VitsWaveNet",), halves, "two gates fused in its rows"),

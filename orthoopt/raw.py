@@ -34,6 +34,7 @@ _RAW: tuple[tuple[str, str, tuple[str, str], str], ...] = (
     # learned queries and projections between modalities
     ("BlockAttentionResidual", "query", _VECTOR, "learned queries, the same at every position"),
     ("Projector", "query", _VECTOR, "learned queries"),
+    ("OmDetTurboLanguageBackbone", "text_projection", ("hidden", "transpose"), "stored (in, out)"),
     ("MultiModalProjector", "mm_input_projection_weight", ("hidden", "transpose"), "stored (in, out)"),
     ("ProphetNetDecoder", "ngram_embeddings", _VECTOR, "a learned token a stream"),
     ("DabDetrModel", "patterns", _VECTOR, "learned queries, all of them used"),

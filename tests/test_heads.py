@@ -76,13 +76,12 @@ def test_a_name_is_evidence_before_the_number_of_outputs() -> None:
     )
 
 
-def test_the_accessor_goes_before_both() -> None:
-    listed = by_name(roles(Accessed(name="lm_head")))
-    assert (
-        listed["blocks.0.a.weight"].role == "lm_head"
-        and "get_output_embeddings()" in listed["blocks.0.a.weight"].reason
-    )
-    assert listed["lm_head.weight"].role != "lm_head"
+def test_the_accessor_goes_before_both_and_beside_it_only_unambiguous_names_count() -> None:
+    listed = by_name(roles(Accessed(name="head")))
+    assert listed["blocks.0.a.weight"].role == "lm_head"
+    assert "get_output_embeddings()" in listed["blocks.0.a.weight"].reason
+    assert listed["head.weight"].role != "lm_head"
+    assert by_name(roles(Accessed(name="classifier")))["classifier.weight"].role == "lm_head"  # a second head
 
 
 def test_the_last_layer_after_convolutions_is_evidence() -> None:
