@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from twins import PLANS, Tensors, Twins, batches, loss, made_equal, matrices, stepped, trained
+from twins import PLANS, Tensors, Twins, batches, check_computation, check_matrices, check_steps, made_equal, trained
 
 EXPERTS, WIDTH, NEURONS = 4, 32, 12
 SMALL = {"num_hidden_layers": 1, "intermediate_size": NEURONS, "pad_token_id": None, "experts_implementation": "eager"}
@@ -182,26 +182,21 @@ PAIRS: dict[str, Callable[[], Twins]] = {
 
 @pytest.mark.parametrize("which", PAIRS)
 def test_both_compute_the_same(which: str) -> None:
-    pair = made_equal(PAIRS[which]())
-    tokens = batches()[0]
-    torch.testing.assert_close(loss(pair.second, tokens), loss(pair.first, tokens), rtol=1e-13, atol=0)  # summation
+    check_computation(PAIRS[which]())
 
 
 @pytest.mark.parametrize("which", PAIRS)
 def test_both_have_the_same_matrices_in_the_same_roles(which: str) -> None:
     pair = PAIRS[which]()
     for plan in PLANS:
-        assert matrices(pair.first, plan) == matrices(pair.second, plan)
+        check_matrices(pair, plan)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("which", PAIRS)
 def test_the_same_gradients_move_both_alike(which: str, plan: str, dtype: torch.dtype) -> None:
-    error = stepped(made_equal(PAIRS[which](), dtype), plan, batches(4))
-    # A batched product may sum a matrix otherwise than a product of its own, a last bit that the slope of five
-    # Newton-Schulz steps, 500, magnifies.
-    assert error <= (0 if plan == "adamw" else 1e3 * torch.finfo(dtype).eps)
+    check_steps(PAIRS[which](), plan, dtype)
 
 
 @pytest.mark.parametrize("plan", PLANS)

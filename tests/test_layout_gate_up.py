@@ -6,7 +6,7 @@ import models
 import pytest
 import torch
 from torch import Tensor
-from twins import PLANS, Tensors, Twins, batches, loss, made_equal, matrices, stepped, trained
+from twins import PLANS, Tensors, Twins, batches, check_computation, check_matrices, check_steps, made_equal, trained
 
 QUERY, KEY_VALUE = 32, 16  # 4 query and 2 key/value heads of 8
 
@@ -35,23 +35,18 @@ def twins(layers: int = 2) -> Twins:
 
 
 def test_both_compute_the_same() -> None:
-    pair = made_equal(twins())
-    tokens = batches()[0]
-    torch.testing.assert_close(loss(pair.second, tokens), loss(pair.first, tokens), rtol=1e-13, atol=0)  # summation
+    check_computation(twins())
 
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_both_have_the_same_matrices_in_the_same_roles(plan: str) -> None:
-    assert matrices(twins().first, plan) == matrices(twins().second, plan)
+    check_matrices(twins(), plan)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_same_gradients_move_both_alike(plan: str, dtype: torch.dtype) -> None:
-    error = stepped(made_equal(twins(layers=1), dtype), plan, batches(4))
-    # A batched product may sum a matrix otherwise than a product of its own, a last bit that the slope of five
-    # Newton-Schulz steps, 500, magnifies.
-    assert error <= (0 if plan == "adamw" else 1e3 * torch.finfo(dtype).eps)
+    check_steps(twins(layers=1), plan, dtype)
 
 
 @pytest.mark.parametrize("plan", PLANS)

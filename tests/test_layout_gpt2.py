@@ -8,7 +8,18 @@ import models
 import pytest
 import torch
 from torch import Tensor, nn
-from twins import PLANS, Tensors, Twins, batches, everything, loss, made_equal, matrices, stepped, trained
+from twins import (
+    PLANS,
+    Tensors,
+    Twins,
+    batches,
+    check_computation,
+    check_matrices,
+    check_steps,
+    everything,
+    made_equal,
+    trained,
+)
 
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
 
@@ -31,25 +42,19 @@ def transposed(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def test_both_compute_the_same() -> None:
-    pair = made_equal(twins())
-    tokens = batches()[0]
-    torch.testing.assert_close(loss(pair.second, tokens), loss(pair.first, tokens), rtol=1e-13, atol=0)  # summation
+    check_computation(twins())
 
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_both_have_the_same_matrices_in_the_same_roles(plan: str) -> None:
-    pair = twins(add_cross_attention=True)
-    assert matrices(pair.first, plan) == matrices(pair.second, plan)
+    check_matrices(twins(add_cross_attention=True), plan)
 
 
 # Of one layer some buckets hold a single, strided matrix.
 @pytest.mark.parametrize(("layers", "dtype"), [(1, torch.float64), (2, torch.float32)])
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_same_gradients_move_both_alike(plan: str, layers: int, dtype: torch.dtype) -> None:
-    error = stepped(made_equal(twins(n_layer=layers), dtype), plan, batches(4))
-    # Elementwise arithmetic does not see strides. Sums and products over a strided matrix may be ordered in another
-    # way, a last bit that the slope of five Newton-Schulz steps, 500, magnifies and a learning rate of 0.01 shortens.
-    assert error <= (0 if plan == "adamw" else 1e3 * torch.finfo(dtype).eps)
+    check_steps(twins(n_layer=layers), plan, dtype)
 
 
 def without_keys(name: str, value: Tensor) -> Tensor:

@@ -113,3 +113,25 @@ def matrices(model: nn.Module, plan: Any) -> list[tuple[str, str, tuple[int, ...
                 count = torch.Size(shape[:-2]).numel()
                 found += [(item.role, item.group["rule"], shape[-2:])] * count
     return sorted(found)
+
+
+def check_computation(twins: Twins) -> None:
+    """Both compute the same loss."""
+    pair = made_equal(twins)
+    tokens = batches()[0]
+    torch.testing.assert_close(loss(pair.second, tokens), loss(pair.first, tokens), rtol=1e-13, atol=0)  # summation
+
+
+def check_matrices(twins: Twins, plan: str) -> None:
+    """Both have the same matrices in the same roles."""
+    assert matrices(twins.first, plan) == matrices(twins.second, plan)
+
+
+def check_steps(twins: Twins, plan: str, dtype: torch.dtype) -> None:
+    """The same gradients move both alike.
+
+    Elementwise arithmetic does not see how elements lie. Sums and products over a strided or a batched matrix may be
+    ordered otherwise than over one of its own, a last bit that the slope of five Newton-Schulz steps, 500, magnifies.
+    """
+    error = stepped(made_equal(twins, dtype), plan, batches(4))
+    assert error <= (0 if plan == "adamw" else 1e3 * torch.finfo(dtype).eps)
