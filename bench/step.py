@@ -195,10 +195,14 @@ def table(result: dict[str, Any]) -> str:
     ratio = result["ours_times_faster_than_baseline"]
     if ratio is not None:
         lines.append(
-            f"{OURS} is {ratio:.1f} times faster than {result['baseline']} in this run "
-            f"(medians; {result['ours_times_faster_at_p20']:.1f} at p20)"
+            f"{OURS} {_compared(ratio)} {result['baseline']} in this run "
+            f"(medians; at p20 {_compared(result['ours_times_faster_at_p20'])} it)"
         )
     return "\n".join(lines)
+
+
+def _compared(ratio: float) -> str:
+    return f"is {ratio:.1f} times faster than" if ratio >= 1 else f"takes {1 / ratio:.1f} times as long as"
 
 
 def _milliseconds(seconds: float) -> str:
