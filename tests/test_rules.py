@@ -272,14 +272,14 @@ def _is_near_polar(rule: rules.Rule, options: dict[str, Any]) -> bool:
 
 @each_rule(has_stated_rms)
 @given(
-    data=st.data(), short=st.integers(4, 20), extra=st.integers(0, 20), tall=st.booleans(), seed=st.integers(0, 2**31)
+    data=st.data(), short=st.integers(12, 24), extra=st.integers(0, 20), tall=st.booleans(), seed=st.integers(0, 2**31)
 )
 def test_the_stated_rms_is_that_of_a_gaussian_matrix(
     name: str, data: st.DataObject, short: int, extra: int, tall: bool, seed: int
 ) -> None:
     """Scales rest on it. Singular values of a five-step iteration lie between 0.5 and 1.3 here, hence the band.
 
-    A hundredth more for nuclear norms, which are stated for large matrices and scatter by that on small ones.
+    Sides start at 12: nuclear norms are stated for large matrices, and on four rows they scatter by a third.
     """
     rule = rules.get(name)
     options = data.draw(options_of(rule, _is_near_polar), label="options")
@@ -287,7 +287,7 @@ def test_the_stated_rms_is_that_of_a_gaussian_matrix(
     assert rule.rms is not None
     update = rule.direct(matrix(rows, cols, "gaussian", seed), options)
     ratio = float(update.square().mean().sqrt()) / rule.rms(rows, cols, options)
-    assert 0.6 < ratio < 1.31
+    assert 0.6 < ratio < 1.3
 
 
 @pytest.mark.parametrize("name", rules.names())
