@@ -109,7 +109,7 @@ def stated(source: object, name: str) -> object:
         return None
     try:
         return getattr(source, name, None)
-    except Exception:
+    except Exception:  # whatever a property raises: it is no evidence
         return None
 
 

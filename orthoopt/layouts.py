@@ -37,8 +37,7 @@ def fused_qkv(candidate: Candidate, rows: int, cols: int, axis: str = "rows") ->
             sizes = [heads * per_head, key_value * per_head, key_value * per_head]
             grouped = f", {heads} query and {key_value} key/value heads" if key_value != heads else ""
             return blocks(sizes), f"q, k, v fused in its {axis}{grouped}"
-    many = heads and rows % (3 * heads) == 0 and candidate.attribute(*KEY_VALUE_HEADS) is None
-    if rows == 3 * cols or many:
+    if rows in (3 * cols, 3 * (candidate.attribute("dim_out") or 0)):  # SAM 2 widens here
         return blocks([rows // 3] * 3), f"q, k, v fused in its {axis}"
     if rows == 2 * cols and candidate.beside("q_attn"):
         return blocks([cols] * 2), f"k, v fused in its {axis}, q apart in q_attn"

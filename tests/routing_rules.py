@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import routing_table_classifiers  # noqa: F401 - it fills the table
 import routing_table_mixers  # noqa: F401 - it fills the table
-import routing_table_speech  # noqa: F401
+import routing_table_speech  # noqa: F401 - it fills the table
 import routing_table_vision  # noqa: F401 - it fills the table
 from routing_table import TABLE, Entry
 from torch import Tensor, nn

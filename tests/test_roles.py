@@ -257,6 +257,8 @@ def named_class(name: str) -> type[nn.Module]:
         ("CausalSelfAttention", "qkv", 64, {"n_heads": 4, "n_kv_heads": 2}, "split(32,16,16)"),
         ("CausalSelfAttention", "qkv", 128, {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16}, "split(64,32,32)"),
         ("CausalSelfAttention", "qkv", 80, {"n_heads": 4, "n_kv_heads": 2}, "matrix"),  # the sizes do not add up
+        ("CausalSelfAttention", "qkv", 48, {"n_heads": 4, "groups": 1}, "matrix"),  # 6 heads of 8, or 12 of 4?
+        ("Sam2MultiScaleAttention", "qkv", 192, {"num_attention_heads": 4, "dim_out": 64}, "split(64,64,64)"),
         ("CausalSelfAttention", "query_key_value", 96, {"num_heads": 4}, "matrix"),  # in which order?
         ("BloomAttention", "query_key_value", 96, {"num_heads": 4}, "heads(4) split(8,8,8) join"),
         ("MiniMaxLightningAttention", "qkv_proj", 96, {"num_attention_heads": 4}, "heads(4) split(8,8,8) join"),
