@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from orthoopt import rules
-from orthoopt.buckets import subtract
+from orthoopt.kernels import subtract_updates
 from orthoopt.rules import Rule
 from orthoopt.views import View
-from orthoopt.weight_decay import shrink_cautiously
+from orthoopt.weight_decay import Decay, shrink_cautiously
 
 
 def measured(rule: Rule, signal: rules.Signal, view: View, options: dict[str, Any]) -> rules.Signal:
@@ -24,23 +24,23 @@ def measured(rule: Rule, signal: rules.Signal, view: View, options: dict[str, An
     return signal._replace(numerators=[view.merge(pieces, tuple(x.shape)) for pieces, x in taken_apart])
 
 
-def apply_elementwise(
-    masters: list[Tensor], signal: rules.Signal, lr: float | Tensor, cautious: float | Tensor
-) -> None:
-    """``master ← master − lr · numerator / (denominator · divisor)``, what the signal does not have left out.
+def apply_elementwise(masters: list[Tensor], signal: rules.Signal, lr: float | Tensor, decay: Decay) -> None:
+    """``master ← keep·master − lr · numerator / (denominator · divisor)``, what the signal does not have left out.
 
     Args:
         masters: parameters in the dtype of the arithmetic, written in place.
         signal: from the rule's ``accumulate``.
         lr: learning rate, a 0-d tensor where it lives on the device.
-        cautious: cautious weight decay, learning rate times coefficient.
+        decay: what weight decay does.
     """
     numerators, denominators, divisors = signal
-    if isinstance(cautious, Tensor) or cautious != 0:
+    if isinstance(decay.cautious, Tensor) or decay.cautious != 0:
         for master, numerator in zip(masters, numerators, strict=True):
-            shrink_cautiously(master, numerator, cautious)  # denominators are positive: the sign is the update's
+            shrink_cautiously(master, numerator, decay.cautious)  # denominators are positive: the sign is the update's
     if denominators is not None and not isinstance(lr, Tensor):
         # torch.optim.AdamW's own last operation, so that results agree to the last bit.
+        if isinstance(decay.keep, Tensor) or decay.keep != 1:
+            torch._foreach_mul_(masters, decay.keep)
         scalars = [-(lr / divisor) for divisor in divisors or [1.0] * len(masters)]
         torch._foreach_addcdiv_(masters, list(numerators), list(denominators), scalars)
         return
@@ -49,4 +49,4 @@ def apply_elementwise(
         updates = list(torch._foreach_div(updates, list(denominators)))
     if divisors is not None:
         updates = [update / divisor for update, divisor in zip(updates, divisors, strict=True)]
-    subtract(masters, updates, [lr] * len(masters))
+    subtract_updates(masters, updates, [1.0] * len(masters), lr, decay.keep)

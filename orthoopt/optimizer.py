@@ -7,7 +7,7 @@ lets the rule make directions, and subtracts them scaled. Which rule does what i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -18,6 +18,7 @@ from orthoopt import buckets, checkpoint, matrix_state, rules
 from orthoopt._work import Work, collect
 from orthoopt.elementwise import apply_elementwise, measured
 from orthoopt.groups import complete_group
+from orthoopt.kernels import STILL
 from orthoopt.nonfinite import (
     finite_gate,
     first_nonfinite,
@@ -27,10 +28,10 @@ from orthoopt.nonfinite import (
     without_nonfinite,
     worst_over_ranks,
 )
-from orthoopt.rules import Rule
+from orthoopt.rules import Rule, Tensors
 from orthoopt.scale import scale_factor
 from orthoopt.views import View, parse_view
-from orthoopt.weight_decay import shrink
+from orthoopt.weight_decay import decay_of
 
 NONFINITE = ("skip", "raise")
 
@@ -114,7 +115,7 @@ class OrthoOpt(Optimizer):
         for group in self.param_groups:
             rule, view = rules.get(group["rule"]), parse_view(group["view"])
             for param in group["params"]:
-                self._state_of(param, _computed(param.detach()), rule, view, rule.options(group))
+                self._state_of(param, rule, view, rule.options(group))
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -147,12 +148,14 @@ class OrthoOpt(Optimizer):
         items: list[buckets.Item] = []
         copies: list[tuple[Tensor, Tensor]] = []
         for part in work:
-            masters = [_computed(param) for param in part.params]
-            items += self._update_group(part, masters, gates.get(part.params[0].device))
-            copies += [(p, m) for p, m in zip(part.params, masters, strict=True) if m is not p]
+            gate = gates.get(part.params[0].device)
+            if part.rule.is_matrix:
+                items += self._matrices(part, gate, copies)
+            else:
+                self._update_elementwise(part, gate)
         buckets.apply(items)
-        for param, master in copies:
-            param.copy_(master)
+        for param, written in copies:
+            param.copy_(written)
         return loss
 
     def _admit(self, work: Sequence[Work]) -> dict[torch.device, Tensor] | None:
@@ -194,47 +197,59 @@ class OrthoOpt(Optimizer):
                 stacklevel=4,
             )
 
-    def _update_group(self, part: Work, masters: list[Tensor], gate: Tensor | None) -> list[buckets.Item]:
-        """Move state, decay, and apply an elementwise rule; returns the matrices still to be directed."""
-        group, rule, options = part.group, part.rule, part.options
-        states = [
-            self._state_of(param, master, rule, part.view, options)
-            for param, master in zip(part.params, masters, strict=True)
-        ]
-        grads = [_computed(grad) for grad in part.grads]
-        if gate is not None:
-            grads = without_nonfinite(grads, gate)
-        if group["maximize"]:
-            grads = list(torch._foreach_neg(grads))
-        signal = rule.accumulate(grads, states, options, gate)
+    def _update_elementwise(self, part: Work, gate: Tensor | None) -> None:
+        masters = [_computed(param) for param in part.params]
+        states = [self._state_of(param, part.rule, part.view, part.options) for param in part.params]
+        signal = part.rule.accumulate(_computed_gradients(part, gate), states, part.options, gate)
+        lr = _learning_rate(part.group["lr"], masters[0].device, gate)
+        signal = measured(part.rule, signal, part.view, part.options)
+        apply_elementwise(masters, signal, lr, decay_of(part.group, lr))
+        for param, master in zip(part.params, masters, strict=True):
+            if master is not param:
+                param.copy_(master)
 
-        lr = _learning_rate(group["lr"], masters[0].device, gate)
-        cautious = shrink(masters, group, lr)
-        if not rule.is_matrix:
-            signal = measured(rule, signal, part.view, options)
-            apply_elementwise(masters, signal, lr, cautious)
-            return []
+    def _matrices(self, part: Work, gate: Tensor | None, copies: list[tuple[Tensor, Tensor]]) -> Iterator[buckets.Item]:
+        """The matrices of a group's parameters, with what is to become of them.
+
+        What has to be copied back into a parameter afterwards is added to ``copies``.
+        """
+        group, rule, options, view = part.group, part.rule, part.options, part.view
         assert rule.rms is not None
-        items = []
-        factors: dict[tuple[int, int], float | Tensor] = {}
-        for i, (numerator, master) in enumerate(zip(signal.numerators, masters, strict=True)):
-            if not part.view.shares_memory(master):
-                masters[i] = master = master.contiguous()  # written back with the low-precision parameters
-            own = matrix_state.of_pieces(rule, states[i], master, part.view, options)
-            pieces, targets = part.view.pieces(numerator), part.view.targets(master)
-            for matrix, target, state in zip(pieces, targets, own, strict=True):
-                shape = (matrix.shape[-2], matrix.shape[-1])
-                if shape not in factors:
-                    factors[shape] = lr * scale_factor(group["scale"], *shape, rule.rms(*shape, options))
-                item = buckets.Item(rule, options, matrix, target, factors[shape], state, cautious, gate)
-                items.append(item._replace(padding_row=group.get("padding_row")))
-        return items
+        states = [self._state_of(param, rule, view, options) for param in part.params]
+        moving = rule.moving(options)
+        sources: Tensors = part.grads
+        if moving is None:
+            moving, sources = STILL, rule.accumulate(_computed_gradients(part, gate), states, options, gate).numerators
+        elif group["maximize"]:
+            moving = moving.negated()
+        lr = _learning_rate(group["lr"], part.params[0].device, gate)
+        decay = decay_of(group, lr)
+        for param, source, state in zip(part.params, sources, states, strict=True):
+            written = param.detach()
+            if not view.shares_memory(param):
+                written = written.contiguous()
+                copies.append((param, written))
+            targets, shapes = view.targets(written), view.piece_shapes(tuple(param.shape))
+            buffers: Sequence[Tensor | None] = [None] * len(targets)
+            if moving.remembers:
+                if not view.shares_memory(state["momentum_buffer"]):
+                    state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+                buffers = view.targets(state["momentum_buffer"])
+            own = matrix_state.of_pieces(rule, state, param, view, options)
+            pieces = zip(shapes, view.targets(source), targets, buffers, own, strict=True)
+            for shape, gradient, target, buffer, remembered in pieces:
+                rows, cols = shape[-2:]
+                scale = scale_factor(group["scale"], rows, cols, rule.rms(rows, cols, options))
+                yield buckets.Item(
+                    rule, options, shape, gradient, target, lr, scale, decay.keep, buffer, moving, remembered,
+                    decay.cautious, gate, padding_row=group.get("padding_row"),
+                )  # fmt: skip
 
-    def _state_of(self, param: Tensor, like: Tensor, rule: Rule, view: View, options: dict[str, Any]) -> dict[str, Any]:
+    def _state_of(self, param: Tensor, rule: Rule, view: View, options: dict[str, Any]) -> dict[str, Any]:
         """The parameter's state, created at first sight; keys that others put there are left alone."""
         state = self.state[param]
-        if not matrix_state.state_keys(rule, tuple(like.shape), view, options) <= state.keys():
-            for key, value in matrix_state.new_state(rule, like, view, options).items():
+        if not matrix_state.state_keys(rule, tuple(param.shape), view, options) <= state.keys():
+            for key, value in matrix_state.new_state(rule, _computed(param.detach()), view, options).items():
                 state.setdefault(key, value)
         return state
 
@@ -255,6 +270,14 @@ class OrthoOpt(Optimizer):
 def _computed(tensor: Tensor) -> Tensor:
     """The tensor in the dtype of state and arithmetic, float32 or float64; itself if it is so already."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _computed_gradients(part: Work, gate: Tensor | None) -> Tensors:
+    """What ``accumulate`` gets: float32 or wider, finite where the gate is 0, and of the function that is minimized."""
+    grads = [_computed(grad) for grad in part.grads]
+    if gate is not None:
+        grads = without_nonfinite(grads, gate)
+    return torch._foreach_neg(grads) if part.group["maximize"] else grads
 
 
 def _learning_rate(lr: float | Tensor, device: torch.device, gate: Tensor | None) -> float | Tensor:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,28 +28,31 @@ def check_mode(mode: Any, where: str = "") -> None:
         raise ValueError(f"weight_decay_mode={mode!r}{place} must be one of {', '.join(map(repr, MODES))}{hint}")
 
 
-def shrink(params: list[Tensor], group: Mapping[str, Any], lr: float | Tensor) -> float | Tensor:
-    """Decay the parameters in place, unless the update is needed to know where.
+class Decay(NamedTuple):
+    """What weight decay does in this step."""
+
+    keep: float | Tensor = 1.0
+    """What is left of each parameter before its update."""
+    cautious: float | Tensor = 0.0
+    """lr·λ if the mode is cautious, for :func:`shrink_cautiously`; else 0."""
+
+
+def decay_of(group: Mapping[str, Any], lr: float | Tensor) -> Decay:
+    """What a group's weight decay does in this step.
 
     Args:
-        params: what shrinks.
         group: the param group with ``weight_decay``, ``weight_decay_mode`` and, once a scheduler is there,
             ``initial_lr``.
         lr: the learning rate of this step; a tensor that is 0 where the step must not happen.
-
-    Returns:
-        lr·λ if the mode is cautious, for :func:`shrink_cautiously`; else 0.
     """
     decay = group["weight_decay"]
     if decay == 0:
-        return 0.0
+        return Decay()
     if group["weight_decay_mode"] == "cautious":
-        return lr * decay
-    amount = _share_of_schedule(lr, group.get("initial_lr")) * decay
+        return Decay(cautious=lr * decay)
     if group["weight_decay_mode"] == "decoupled":
-        amount = lr * decay
-    torch._foreach_mul_(params, 1 - amount)
-    return 0.0
+        return Decay(1 - lr * decay)
+    return Decay(1 - _share_of_schedule(lr, group.get("initial_lr")) * decay)
 
 
 def shrink_cautiously(param: Tensor, update: Tensor, amount: float | Tensor) -> None:

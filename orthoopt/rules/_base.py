@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from orthoopt.kernels import Moving
 from orthoopt.rules._options import choices, matches, spell
 from orthoopt.scale import DEFAULT_SCALE
 from orthoopt.spelling import near
@@ -84,12 +85,25 @@ class Rule:
     It gets a tensor, the options, and the dimensions of a vector in it: (-2, -1) for ``(..., rows, cols)``, as the
     group's view shows a fused or stacked parameter, or None where the whole tensor is one.
     """
+    moving: Callable[[Options], Moving | None] = field(default=lambda options: None)
+    """What ``accumulate`` does, where that is to move ``momentum_buffer`` alone (``STILL``: not even that); else None.
+
+    It says nothing that ``accumulate`` does not do: with it, the optimizer moves matrix after matrix, straight into the
+    stack that ``direction`` or ``advance`` gets, and need not hold the signals of all parameters at once.
+    """
     direction: Callable[..., Tensor] | None = None
     """``(..., rows, cols)`` and the rule's own options -> the update, same shape; a rule without matrix state."""
     advance: Callable[..., tuple[Tensor, State]] | None = None
     """``(..., rows, cols)``, the matrices' state and the rule's own options -> the update and the new state.
 
     Leading dimensions are a batch in matrix and state alike. What the returned state leaves out stays as it is.
+    """
+    fused_step: Callable[..., bool] | None = None
+    """The whole step of many parameters in one pass over memory, where a kernel op has that for them.
+
+    ``(params, grads, buffers, moving, options, *, scales, lr, keep, gate)``, lists of tensors ``(..., rows, cols)``:
+    what ``moving``, ``direction`` and ``subtract_updates`` do one after the other. True if it is done; False if not,
+    with nothing touched. Never under ``torch.compile``, which fuses by itself.
     """
     init_matrix: Callable[[Tensor, Options], State] = _no_state
     """State of a batch of matrices ``(..., rows, cols)`` for ``advance``; every tensor begins with the batch's dims."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from orthoopt.kernels import Moving, momentum_into
 from orthoopt.rules._base import Equivariance, Gate, Options, Rule, Signal, State, Tensors
 from orthoopt.rules._options import first_line, keyword_options
 
@@ -65,6 +66,7 @@ def momentum_rule(
         hints={**MOMENTUM_HINTS, **{option: hints[option] for option in own}},
         init=init_momentum,
         accumulate=accumulate_momentum,
+        moving=moving_of,
         equivariance=promise,
         direction_options=tuple(own),
         rms=rms,
@@ -91,22 +93,25 @@ def accumulate_nothing(grads: Tensors, states: Sequence[State], options: Options
 
 
 def accumulate_momentum(grads: Tensors, states: Sequence[State], options: Options, gate: Gate) -> Signal:
-    """B ← βB + (1−β)G (``ema``) or B ← βB + G (``heavy_ball``); returns B, or the Nesterov blend of G and B."""
-    beta = options["momentum"]
+    """Move the buffers as :func:`moving_of` says; returns them, or the Nesterov blends of gradient and buffer."""
+    moving = moving_of(options)
     buffers = [state["momentum_buffer"] for state in states]
-    ema = options["momentum_form"] == "ema"
-    if gate is not None:
-        move_average(buffers, grads, beta, 1 - beta if ema else 1.0, gate)
-    elif ema:
-        torch._foreach_lerp_(buffers, grads, 1 - beta)
-    else:
-        torch._foreach_mul_(buffers, beta)
-        torch._foreach_add_(buffers, grads)
-    if not options["nesterov"]:
+    if moving.from_grad == 0:
+        momentum_into(grads, buffers, None, moving, gate)
         return Signal(buffers)
-    if ema:
-        return Signal(torch._foreach_lerp(grads, buffers, beta))
-    return Signal(torch._foreach_add(grads, buffers, alpha=beta))
+    signals = [torch.empty_like(buffer) for buffer in buffers]
+    momentum_into(grads, buffers, signals, moving, gate)
+    return Signal(signals)
+
+
+def moving_of(options: Options) -> Moving:
+    """B ← βB + (1−β)G (``ema``) or B ← βB + G (``heavy_ball``); the signal is B, or Nesterov's blend.
+
+    That blend is βB + (1−β)G (``ema``) or βB + G.
+    """
+    beta = options["momentum"]
+    weight = 1 - beta if options["momentum_form"] == "ema" else 1.0
+    return Moving(beta, weight, weight, beta) if options["nesterov"] else Moving(beta, weight)
 
 
 def move_average(averages: Tensors, values: Tensors, decay: float, weight: float, gate: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from orthoopt.dct import from_columns, in_columns, take_columns, to_coordinates
+from orthoopt.kernels import STILL
 from orthoopt.nonfinite import host_can_read
 from orthoopt.rules._base import Equivariance, Group, Options, Rule, State, register
 from orthoopt.rules._columns import check_rank, is_right, keep_slots, resolve_rank, select_columns
@@ -175,6 +176,7 @@ dct_adamw = register(
         **advance_fields(dct_adamw_advance),
         init=_init,
         accumulate=accumulate_nothing,
+        moving=lambda options: STILL,
         equivariance=_equivariance,
         init_matrix=init_matrix,
         viewed=("error_feedback",),

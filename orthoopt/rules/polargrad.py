@@ -16,10 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from orthoopt.kernels import STILL, Moving
 from orthoopt.newton_schulz import NS_DTYPES
 from orthoopt.polar import Method, nuclear_norm, polar_factor
 from orthoopt.rules._base import Equivariance, Gate, Options, Rule, Signal, State, Tensors, register
-from orthoopt.rules._momentum import accumulate_momentum, check_momentum, init_momentum
+from orthoopt.rules._momentum import accumulate_momentum, check_momentum, init_momentum, moving_of
 from orthoopt.rules._options import first_line, keyword_options
 from orthoopt.rules._polar import check_polar, rescales
 
@@ -91,7 +92,15 @@ def polar_equivariance(options: Options, rows: int, cols: int) -> Equivariance:
 def _accumulate(grads: Tensors, states: Sequence[State], options: Options, gate: Gate) -> Signal:
     if options["order"] == "polar_first":
         return Signal(grads)  # the buffer moves per matrix
-    return accumulate_momentum(grads, states, {**options, "momentum_form": "ema", "nesterov": False}, gate)
+    return accumulate_momentum(grads, states, _plain_average(options), gate)
+
+
+def _moving(options: Options) -> Moving:
+    return STILL if options["order"] == "polar_first" else moving_of(_plain_average(options))
+
+
+def _plain_average(options: Options) -> Options:
+    return {**options, "momentum_form": "ema", "nesterov": False}
 
 
 def _check(options: Options) -> None:
@@ -109,6 +118,7 @@ polargrad = register(
         hints={name: typing.get_type_hints(polargrad_advance)[name] for name in _OPTIONS},
         init=init_momentum,
         accumulate=_accumulate,
+        moving=_moving,
         equivariance=polar_equivariance,
         advance=polargrad_advance,
         viewed=("momentum_buffer",),

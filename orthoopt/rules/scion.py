@@ -16,7 +16,7 @@ from torch import Tensor
 from orthoopt.newton_schulz import NS_DTYPES
 from orthoopt.polar import Method, polar_factor
 from orthoopt.rules._base import Equivariance, Options, register
-from orthoopt.rules._momentum import momentum_rule
+from orthoopt.rules._momentum import momentum_rule, moving_of
 from orthoopt.rules._polar import check_polar, rescales
 from orthoopt.rules._scion import MOMENTUM, accumulate_average, check_radius, init_average
 from orthoopt.rules.row_norm import row_norm_direction
@@ -142,5 +142,6 @@ scion = register(
         ),
         init=init_average,
         accumulate=accumulate_average,
+        moving=lambda options: None if options["momentum"] == 0 else moving_of(options),
     )
 )

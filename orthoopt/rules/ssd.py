@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from orthoopt.kernels import STILL
 from orthoopt.polar import Method, nuclear_norm
 from orthoopt.rules._base import Rule, register
 from orthoopt.rules._momentum import accumulate_nothing
@@ -59,6 +60,7 @@ ssd = register(
         hints={name: typing.get_type_hints(ssd_direction)[name] for name in _OPTIONS},
         init=lambda param, options: {},
         accumulate=accumulate_nothing,
+        moving=lambda options: STILL,
         equivariance=polar_equivariance,
         direction=ssd_direction,
         direction_options=tuple(_OPTIONS),

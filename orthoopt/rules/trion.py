@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orthoopt.coefficients import resolve_coefficients
 from orthoopt.dct import from_columns, take_columns, to_coordinates
+from orthoopt.kernels import STILL
 from orthoopt.newton_schulz import NS_DTYPES, newton_schulz
 from orthoopt.rules._base import Equivariance, Group, Options, Rule, State, register
 from orthoopt.rules._columns import check_rank, is_right, resolve_rank, select_columns
@@ -120,6 +121,7 @@ def trion_rule(name: str, advance: Any, **fixed: Any) -> Rule:
             **advance_fields(advance),
             init=init_momentum,
             accumulate=accumulate_nothing,
+            moving=lambda options: STILL,
             equivariance=equivariance,
             viewed=("momentum_buffer",),
             rms=rms,
