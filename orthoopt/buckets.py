@@ -6,52 +6,64 @@ step holds one stack and its updates beside parameters, gradients and state, nev
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from orthoopt.kernels import STILL, Moving, momentum_into, subtract_updates
 from orthoopt.rules import Rule, hashable
-from orthoopt.weight_decay import shrink_cautiously
+from orthoopt.weight_decay import Decay, shrink_cautiously
+
+T = TypeVar("T")
 
 MAX_ELEMENTS = 2**25
 """The most elements stacked into one call, which bounds the memory of a step; a single matrix may exceed it."""
 
 
-class Item(NamedTuple):
-    """A matrix, or a batch of them, on its way through a step."""
+class Terms(NamedTuple):
+    """What a group's parameters share in one step."""
+
+    lr: float | Tensor
+    """A 0-d tensor where it lives on the device."""
+    decay: Decay = Decay()
+    moving: Moving = STILL
+    """How the momentum moves; ``STILL`` where an item's ``source`` is its signal already."""
+    gate: Tensor | None = None
+    """0-d, 1 or 0: whether state may move; None means yes."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A matrix, or a batch of them, on its way through a step. ``source`` and ``terms`` are new at every step."""
 
     rule: Rule
     options: dict[str, Any]
     shape: tuple[int, ...]
     """``(..., rows, cols)``: the matrices as the rule sees them."""
-    source: Tensor
-    """The gradient, shaped as ``target`` is; only read."""
     target: Tensor
     """What the update is subtracted from: the elements of the matrices in their order, their batch dimensions first."""
-    lr: float | Tensor
-    """A 0-d tensor where it lives on the device."""
+    source: Tensor
+    """The gradient, shaped as ``target`` is; only read."""
+    terms: Terms
     scale: float = 1.0
     """Of the update, beside the learning rate."""
-    keep: float | Tensor = 1.0
-    """What weight decay leaves of the parameter."""
     buffer: Tensor | None = None
     """The momentum, shaped as ``target`` is; moved in place."""
-    moving: Moving = STILL
-    """How the momentum moves; ``STILL`` where ``source`` is the signal already."""
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = field(default_factory=dict)
     """What the rule remembers about these matrices; moved in place."""
-    cautious: float | Tensor = 0.0
-    """Cautious weight decay, learning rate times coefficient."""
-    gate: Tensor | None = None
-    """0-d, 1 or 0: whether state may move; None means yes."""
-    lies_down: bool = False
-    """Whether the bucket has the transposes of these matrices."""
     padding_row: int | None = None
     """The row of ``target`` that gets no update, whatever the rule makes of its zero gradient."""
+    lies_down: bool = False
+    """Whether the bucket has the transposes of these matrices."""
+    piece: int = 0
+    """Which of its parameter's pieces this is."""
+    part: slice | None = None
+    """Which part of that piece's batch; None for all of it."""
 
     @property
     def batch(self) -> int:
@@ -77,38 +89,35 @@ class Item(NamedTuple):
 
 def apply(items: Iterable[Item]) -> None:
     """``target ← keep·target − lr·scale·direction(momentum)`` for every item, one direction call a bucket."""
-    for chunk in chunks(items):
-        _apply_chunk(chunk)
+    for chunk in chunks([part for item in items for part in bounded(item)]):
+        apply_chunk(chunk)
 
 
-def chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """The items by bucket, in portions of at most :data:`MAX_ELEMENTS`."""
-    buckets: dict[tuple[Any, ...], list[Item]] = {}
-    for item in items:
-        for part in _bounded(item):
-            buckets.setdefault(_key(part), []).append(part)
-    for bucket in buckets.values():
-        yield from _portions(bucket)
-
-
-def _bounded(item: Item) -> Iterator[Item]:
+def bounded(item: Item) -> Iterator[Item]:
     """The item oriented for its bucket, cut along its batch where it is larger than a bucket may be."""
     shape = item.shape
     if shape[-2] > shape[-1] and item.rule.transposable(item.options):
-        item = item._replace(lies_down=True)
+        item = dataclasses.replace(item, lies_down=True)
     if len(shape) == 2 or item.elements <= MAX_ELEMENTS:
         yield item
         return
     size = max(1, MAX_ELEMENTS * shape[0] // item.elements)
     for start in range(0, shape[0], size):
         part = slice(start, start + size)
-        yield item._replace(
+        yield dataclasses.replace(
+            item,
             shape=(min(size, shape[0] - start), *shape[1:]),
-            source=item.source[part],
             target=item.target[part],
+            source=item.source[part],
             buffer=None if item.buffer is None else item.buffer[part],
             state={key: value[part] for key, value in item.state.items()},
+            part=part,
         )
+
+
+def chunks(items: Iterable[Item]) -> list[list[Item]]:
+    """The items, bounded already, by bucket, in portions of at most :data:`MAX_ELEMENTS`."""
+    return [portion for bucket in _by(items, _key) for portion in _portions(bucket)]
 
 
 def _key(item: Item) -> tuple[Any, ...]:
@@ -129,7 +138,8 @@ def _portions(bucket: list[Item]) -> Iterator[list[Item]]:
     yield portion
 
 
-def _apply_chunk(chunk: list[Item]) -> None:
+def apply_chunk(chunk: list[Item]) -> None:
+    """One call of a rule: its matrices' momenta, the update and what becomes of it."""
     first = chunk[0]
     if first.rule.fused_step is not None and _in_one_pass(chunk):
         return
@@ -140,7 +150,7 @@ def _apply_chunk(chunk: list[Item]) -> None:
     del stacked
     for key, value in moved.items():
         if value is not state[key]:
-            _write_state([item.state[key] for item in chunk], value.split(counts), first.gate)
+            _write_state([item.state[key] for item in chunk], value.split(counts), first.terms.gate)
     parts = zip(updates.split(counts), chunk, strict=True)
     _subtract(chunk, [_as_target(part, item) for part, item in parts])
 
@@ -151,17 +161,18 @@ def _in_one_pass(chunk: list[Item]) -> bool:
     assert first.rule.fused_step is not None
     if torch.compiler.is_compiling() or any(item.shape != item.target.shape or item.buffer is None for item in chunk):
         return False
-    if any(not _is_number(item.cautious, 0) or item.padding_row is not None for item in chunk):
+    if any(item.terms.decay.is_cautious or item.padding_row is not None for item in chunk):
         return False
-    alike = _by(chunk, lambda item: (item.moving, _identity(item.lr), _identity(item.keep)))
+    alike = _by(chunk, lambda item: _by_identity(item.terms))
     if len(alike) != 1:
         for items in alike:
-            _apply_chunk(items)
+            apply_chunk(items)
         return True
     buffers = [item.buffer for item in chunk if item.buffer is not None]
+    terms = first.terms
     return first.rule.fused_step(
-        [item.target for item in chunk], [item.source for item in chunk], buffers, first.moving, first.options,
-        scales=[item.scale for item in chunk], lr=first.lr, keep=first.keep, gate=first.gate,
+        [item.target for item in chunk], [item.source for item in chunk], buffers, terms.moving, first.options,
+        scales=[item.scale for item in chunk], lr=terms.lr, keep=terms.decay.keep, gate=terms.gate,
     )  # fmt: skip
 
 
@@ -174,11 +185,11 @@ def _signals(chunk: list[Item]) -> Tensor:
     stacked = first.source.new_empty((sum(counts), *first.stacked_shape[1:]), dtype=first.dtype)
     outs = [_as_target(part, item) for part, item in zip(stacked.split(counts), chunk, strict=True)]
     pairs = list(zip(chunk, outs, strict=True))
-    for some in _by(pairs, lambda pair: pair[0].moving):
-        moving = some[0][0].moving
+    for some in _by(pairs, lambda pair: pair[0].terms.moving):
+        moving, gate = some[0][0].terms.moving, first.terms.gate
         if moving.remembers:
             buffers = [item.buffer for item, _ in some if item.buffer is not None]
-            momentum_into([item.source for item, _ in some], buffers, [out for _, out in some], moving, first.gate)
+            momentum_into([item.source for item, _ in some], buffers, [out for _, out in some], moving, gate)
             continue
         for item, out in some:
             out.copy_(_gradient(item))
@@ -187,21 +198,21 @@ def _signals(chunk: list[Item]) -> Tensor:
 
 def _signal_in_place(item: Item) -> Tensor | None:
     """The signal of an item that is a bucket by itself, where it need not be written anew."""
-    moving = item.moving
+    moving = item.terms.moving
     if not moving.remembers:
         return _as_stacked(_gradient(item), item)
     if item.buffer is None or moving.from_grad != 0 or moving.from_buffer != 1:
         return None
-    momentum_into([item.source], [item.buffer], None, moving, item.gate)
+    momentum_into([item.source], [item.buffer], None, moving, item.terms.gate)
     return _as_stacked(item.buffer, item)
 
 
 def _gradient(item: Item) -> Tensor:
     """The signal of an item without momentum; itself where nothing is to be done."""
     source = item.source.to(item.dtype)
-    if item.gate is not None:
-        source = torch.where(item.gate > 0, source, 0)
-    return source if item.moving.from_grad == 1 else source * item.moving.from_grad
+    if item.terms.gate is not None:
+        source = torch.where(item.terms.gate > 0, source, 0)
+    return source if item.terms.moving.from_grad == 1 else source * item.terms.moving.from_grad
 
 
 def _subtract(chunk: list[Item], updates: list[Tensor]) -> None:
@@ -210,28 +221,26 @@ def _subtract(chunk: list[Item], updates: list[Tensor]) -> None:
     for item, update in pairs:
         if item.padding_row is not None:
             update[..., item.padding_row, :] = 0
-        if not _is_number(item.cautious, 0):
-            shrink_cautiously(item.target, update, item.cautious)
-    for some in _by(pairs, lambda pair: (_identity(pair[0].lr), _identity(pair[0].keep))):
-        first = some[0][0]
-        targets, scales = [item.target for item, _ in some], [item.scale for item, _ in some]
-        subtract_updates(targets, [update for _, update in some], scales, first.lr, first.keep)
+        if item.terms.decay.is_cautious:
+            shrink_cautiously(item.target, update, item.terms.decay.cautious)
+    for some in _by(pairs, lambda pair: _by_identity(pair[0].terms)):
+        targets, terms = [item.target for item, _ in some], some[0][0].terms
+        scales = [item.scale for item, _ in some]
+        subtract_updates(targets, [update for _, update in some], scales, terms.lr, terms.decay.keep)
 
 
-def _by(things: Iterable[Any], key: Any) -> list[list[Any]]:
+def _by(things: Iterable[T], key: Callable[[T], Any]) -> list[list[T]]:
     """Those with equal keys together, in the order of their first."""
-    found: dict[Any, list[Any]] = {}
+    found: dict[Any, list[T]] = {}
     for thing in things:
         found.setdefault(key(thing), []).append(thing)
     return list(found.values())
 
 
-def _identity(value: float | Tensor) -> Any:
-    return (id(value),) if isinstance(value, Tensor) else value
-
-
-def _is_number(value: float | Tensor, number: float) -> bool:
-    return not isinstance(value, Tensor) and value == number
+def _by_identity(terms: Terms) -> tuple[Any, ...]:
+    """Something that is equal for terms that one call can serve; tensors are never compared by their values."""
+    values = (terms.lr, terms.decay.keep)
+    return (terms.moving, *((id(value),) if isinstance(value, Tensor) else value for value in values))
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ def apply_elementwise(masters: list[Tensor], signal: rules.Signal, lr: float | T
         decay: what weight decay does.
     """
     numerators, denominators, divisors = signal
-    if isinstance(decay.cautious, Tensor) or decay.cautious != 0:
+    if decay.is_cautious:
         for master, numerator in zip(masters, numerators, strict=True):
             shrink_cautiously(master, numerator, decay.cautious)  # denominators are positive: the sign is the update's
     if denominators is not None and not isinstance(lr, Tensor):

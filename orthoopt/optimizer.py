@@ -7,7 +7,7 @@ lets the rule make directions, and subtracts them scaled. Which rule does what i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -28,8 +28,8 @@ from orthoopt.nonfinite import (
     without_nonfinite,
     worst_over_ranks,
 )
+from orthoopt.prepared import Matrices
 from orthoopt.rules import Rule, Tensors
-from orthoopt.scale import scale_factor
 from orthoopt.views import View, parse_view
 from orthoopt.weight_decay import decay_of
 
@@ -76,6 +76,7 @@ class OrthoOpt(Optimizer):
             "nonfinite": nonfinite,
         }  # fmt: skip
         self._skipped: int | Tensor = 0
+        self._matrices = Matrices()
         super().__init__(params, defaults)  # type: ignore[arg-type]  # torch wants dict where a Mapping will do
         # Cyclic schedulers look for one of these among the defaults, and cycle it in every group. They write momentum,
         # but read betas, so those must be in all groups.
@@ -89,6 +90,7 @@ class OrthoOpt(Optimizer):
         """Restore after unpickling, and at every load."""
         super().__setstate__(state)
         self._skipped = 0 if "_skipped" not in self.__dict__ else self._skipped
+        self._matrices = Matrices()
         for group in self.param_groups:
             group.setdefault("maximize", False)
             group.setdefault("nonfinite", "skip")
@@ -150,10 +152,12 @@ class OrthoOpt(Optimizer):
         for part in work:
             gate = gates.get(part.params[0].device)
             if part.rule.is_matrix:
-                items += self._matrices(part, gate, copies)
+                ready, apart = self._matrices_of(part, gate)
+                items += ready
+                copies += apart
             else:
                 self._update_elementwise(part, gate)
-        buckets.apply(items)
+        self._matrices.apply(items)
         for param, written in copies:
             param.copy_(written)
         return loss
@@ -208,42 +212,21 @@ class OrthoOpt(Optimizer):
             if master is not param:
                 param.copy_(master)
 
-    def _matrices(self, part: Work, gate: Tensor | None, copies: list[tuple[Tensor, Tensor]]) -> Iterator[buckets.Item]:
-        """The matrices of a group's parameters, with what is to become of them.
-
-        What has to be copied back into a parameter afterwards is added to ``copies``.
-        """
-        group, rule, options, view = part.group, part.rule, part.options, part.view
-        assert rule.rms is not None
-        states = [self._state_of(param, rule, view, options) for param in part.params]
-        moving = rule.moving(options)
-        sources: Tensors = part.grads
+    def _matrices_of(self, part: Work, gate: Tensor | None) -> tuple[list[buckets.Item], list[tuple[Tensor, Tensor]]]:
+        """The matrices of a group's parameters, with what is to become of them; see :meth:`Matrices.of`."""
+        rule, options = part.rule, part.options
+        moving, sources = rule.moving(options), part.grads
         if moving is None:
-            moving, sources = STILL, rule.accumulate(_computed_gradients(part, gate), states, options, gate).numerators
-        elif group["maximize"]:
+            states = [self._state_of(param, rule, part.view, options) for param in part.params]
+            signal = rule.accumulate(_computed_gradients(part, gate), states, options, gate)
+            moving, sources = STILL, list(signal.numerators)
+        elif part.group["maximize"]:
             moving = moving.negated()
-        lr = _learning_rate(group["lr"], part.params[0].device, gate)
-        decay = decay_of(group, lr)
-        for param, source, state in zip(part.params, sources, states, strict=True):
-            written = param.detach()
-            if not view.shares_memory(param):
-                written = written.contiguous()
-                copies.append((param, written))
-            targets, shapes = view.targets(written), view.piece_shapes(tuple(param.shape))
-            buffers: Sequence[Tensor | None] = [None] * len(targets)
-            if moving.remembers:
-                if not view.shares_memory(state["momentum_buffer"]):
-                    state["momentum_buffer"] = state["momentum_buffer"].contiguous()
-                buffers = view.targets(state["momentum_buffer"])
-            own = matrix_state.of_pieces(rule, state, param, view, options)
-            pieces = zip(shapes, view.targets(source), targets, buffers, own, strict=True)
-            for shape, gradient, target, buffer, remembered in pieces:
-                rows, cols = shape[-2:]
-                scale = scale_factor(group["scale"], rows, cols, rule.rms(rows, cols, options))
-                yield buckets.Item(
-                    rule, options, shape, gradient, target, lr, scale, decay.keep, buffer, moving, remembered,
-                    decay.cautious, gate, padding_row=group.get("padding_row"),
-                )  # fmt: skip
+        lr = _learning_rate(part.group["lr"], part.params[0].device, gate)
+        terms = buckets.Terms(lr, decay_of(part.group, lr), moving, gate)
+        return self._matrices.of(
+            part, sources, terms, self.state, lambda param: self._state_of(param, rule, part.view, options)
+        )
 
     def _state_of(self, param: Tensor, rule: Rule, view: View, options: dict[str, Any]) -> dict[str, Any]:
         """The parameter's state, created at first sight; keys that others put there are left alone."""

@@ -36,6 +36,11 @@ class Decay(NamedTuple):
     cautious: float | Tensor = 0.0
     """lr·λ if the mode is cautious, for :func:`shrink_cautiously`; else 0."""
 
+    @property
+    def is_cautious(self) -> bool:
+        """Whether updates decide where parameters shrink."""
+        return isinstance(self.cautious, Tensor) or self.cautious != 0
+
 
 def decay_of(group: Mapping[str, Any], lr: float | Tensor) -> Decay:
     """What a group's weight decay does in this step.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from orthoopt import buckets, rules
-from orthoopt.buckets import Item
+from orthoopt.buckets import Item, Terms
 from orthoopt.rules import Rule
 
 
@@ -27,7 +27,7 @@ def recording(rule: Rule, calls: list[tuple[int, ...]]) -> Rule:
 
 
 def items_of(rule: Rule, matrices: list[Tensor], factor: float | Tensor = 0.5) -> list[Item]:
-    return [Item(rule, dict(rule.defaults), tuple(m.shape), m, torch.zeros_like(m), factor) for m in matrices]
+    return [Item(rule, dict(rule.defaults), tuple(m.shape), torch.zeros_like(m), m, Terms(factor)) for m in matrices]
 
 
 def test_same_shaped_matrices_share_one_call_and_tall_ones_lie_down() -> None:
@@ -53,7 +53,7 @@ def test_options_and_dtypes_are_kept_apart() -> None:
     calls: list[tuple[int, ...]] = []
     rule = recording(rules.get("spectral"), calls)
     items = items_of(rule, [torch.randn(4, 6) for _ in range(3)])
-    items[1] = items[1]._replace(options={**items[1].options, "ns_steps": 3})
+    items[1].options = {**items[1].options, "ns_steps": 3}
     items[2] = items_of(rule, [torch.randn(4, 6, dtype=torch.float64)])[0]
     buckets.apply(items)
     assert len(calls) == 3

@@ -1,0 +1,131 @@
+"""The matrices of parameters, prepared once: views, scales and buckets stay the same from step to step.
+
+Taking a parameter apart, and finding the bucket of each of its matrices, costs the host more than a GPU needs for the
+products of a small model. So it is remembered for as long as the parameter and its state are where they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthoopt import buckets, matrix_state
+from orthoopt._work import Work
+from orthoopt.buckets import Item, Terms
+from orthoopt.rules import hashable
+from orthoopt.scale import scale_factor
+
+_NO_SOURCE = torch.empty(0)
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class _Known(NamedTuple):
+    """What is remembered of one parameter."""
+
+    key: tuple[Any, ...]
+    """Rule, options, view, scale: what the items were made for."""
+    pointer: int
+    """Where the parameter's memory was."""
+    state: dict[str, Tensor]
+    """The state tensors that the items hold parts of."""
+    items: list[Item]
+
+
+class Matrices:
+    """The matrices of an optimizer's parameters."""
+
+    def __init__(self) -> None:
+        self._known: dict[Tensor, _Known] = {}
+        self._order: tuple[int, ...] = ()
+        self._chunks: list[list[Item]] = []
+
+    def of(
+        self,
+        work: Work,
+        sources: Sequence[Tensor],
+        terms: Terms,
+        states: Mapping[Tensor, dict[str, Any]],
+        state_of: Callable[[Tensor], dict[str, Any]],
+    ) -> tuple[list[Item], list[tuple[Tensor, Tensor]]]:
+        """The items of a group's parameters, ready for this step.
+
+        Args:
+            work: the group's part of the step.
+            sources: gradients or signals, each shaped as its parameter.
+            terms: what they share.
+            states: the optimizer's state.
+            state_of: the state of a parameter, completed where something of it is missing.
+
+        Returns:
+            The items, and (parameter, what is written in its place) where a view cannot share its memory.
+        """
+        group, view, remembers = work.group, work.view, terms.moving.remembers
+        key = (work.rule.name, hashable(work.options), view.spec, group["scale"], group.get("padding_row"), remembers)
+        items: list[Item] = []
+        copies: list[tuple[Tensor, Tensor]] = []
+        for param, source in zip(work.params, sources, strict=True):
+            known = self._known.get(param) if type(param) in _PLAIN else None
+            if known is None or not _holds(known, key, param, states.get(param, {})):
+                state = state_of(param)
+                written = param.detach()
+                if view.shares_memory(param):
+                    known = _prepare(work, key, param, written, state, terms)
+                    self._known[param] = known
+                else:
+                    written = written.contiguous()
+                    copies.append((param, written))
+                    known = _prepare(work, key, param, written, state, terms)
+            pieces = view.targets(source)
+            for item in known.items:
+                piece = pieces[item.piece]
+                item.source = piece if item.part is None else piece[item.part]
+                item.terms = terms
+            items += known.items
+        return items, copies
+
+    def apply(self, items: Sequence[Item]) -> None:
+        """Let every item have its update; gradients are not held any longer then."""
+        order = tuple(map(id, items))
+        if order != self._order:
+            # The chunks keep the items alive, so that no other can take one's identity.
+            self._order, self._chunks = order, buckets.chunks(items)
+        try:
+            for chunk in self._chunks:
+                buckets.apply_chunk(chunk)
+        finally:
+            for item in items:
+                item.source = _NO_SOURCE
+
+
+def _holds(known: _Known, key: tuple[Any, ...], param: Tensor, state: dict[str, Any]) -> bool:
+    return (
+        known.key == key
+        and known.pointer == param.data_ptr()
+        and all(state.get(name) is tensor for name, tensor in known.state.items())
+    )
+
+
+def _prepare(
+    work: Work, key: tuple[Any, ...], param: Tensor, written: Tensor, state: dict[str, Any], terms: Terms
+) -> _Known:
+    rule, options, view, group = work.rule, work.options, work.view, work.group
+    assert rule.rms is not None
+    targets, shapes = view.targets(written), view.piece_shapes(tuple(param.shape))
+    buffers: Sequence[Tensor | None] = [None] * len(targets)
+    if terms.moving.remembers:
+        if not view.shares_memory(state["momentum_buffer"]):
+            state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+        buffers = view.targets(state["momentum_buffer"])
+    own = matrix_state.of_pieces(rule, state, param, view, options)
+    items: list[Item] = []
+    for index, (shape, target, buffer, remembered) in enumerate(zip(shapes, targets, buffers, own, strict=True)):
+        rows, cols = shape[-2:]
+        scale = scale_factor(group["scale"], rows, cols, rule.rms(rows, cols, options))
+        padding_row = group.get("padding_row")
+        item = Item(rule, options, shape, target, target, terms, scale, buffer, remembered, padding_row, piece=index)
+        items += buckets.bounded(item)
+    held = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    return _Known(key, written.data_ptr() if type(param) in _PLAIN else 0, held, items)
