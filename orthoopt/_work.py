@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +25,12 @@ class Work(NamedTuple):
     grads: list[Tensor]
 
 
-def collect(group: dict[str, Any]) -> Iterable[Work]:
+def collect(group: dict[str, Any], grads: Mapping[Tensor, Tensor]) -> Iterable[Work]:
     """The work of a group, a part a device.
+
+    Args:
+        group: the param group.
+        grads: parameter -> gradient.
 
     Raises:
         RuntimeError: a sparse, complex, flattened or sharded parameter that its rule cannot take, by name.
@@ -36,21 +40,20 @@ def collect(group: dict[str, Any]) -> Iterable[Work]:
     names = group.get("param_names") or [f"parameter {i} of its group" for i in range(len(group["params"]))]
     parts: dict[torch.device, Work] = {}
     for name, param in zip(names, group["params"], strict=True):
-        if param.grad is None:
+        grad = grads.get(param)
+        if grad is None:
             continue
-        _check_gradient(name, param, rule)
+        _check_gradient(name, param, grad, rule)
         if param.device not in parts:
             parts[param.device] = Work(group, rule, rule.options(group), view, [], [], [])
         part = parts[param.device]
         part.names.append(name)
         part.params.append(param)
-        part.grads.append(param.grad)
+        part.grads.append(grad)
     return parts.values()
 
 
-def _check_gradient(name: str, param: Tensor, rule: Rule) -> None:
-    grad = param.grad
-    assert grad is not None
+def _check_gradient(name: str, param: Tensor, grad: Tensor, rule: Rule) -> None:
     if grad.is_sparse or grad.layout is not torch.strided:
         raise RuntimeError(f"orthoopt does not support sparse gradients; {name} has layout {grad.layout}")
     if torch.is_complex(param) or torch.is_complex(grad):

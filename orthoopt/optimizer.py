@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from orthoopt import buckets, checkpoint, matrix_state, rules
+from orthoopt import buckets, checkpoint, compiled, matrix_state, rules
 from orthoopt._work import Work, collect
+from orthoopt.capture import check_capture
 from orthoopt.elementwise import apply_elementwise, measured
 from orthoopt.groups import complete_group
 from orthoopt.kernels import STILL
@@ -76,7 +77,7 @@ class OrthoOpt(Optimizer):
             "nonfinite": nonfinite,
         }  # fmt: skip
         self._skipped: int | Tensor = 0
-        self._matrices = Matrices()
+        self._matrices, self._number = Matrices(), compiled.enlist(self)
         super().__init__(params, defaults)  # type: ignore[arg-type]  # torch wants dict where a Mapping will do
         # Cyclic schedulers look for one of these among the defaults, and cycle it in every group. They write momentum,
         # but read betas, so those must be in all groups.
@@ -91,6 +92,8 @@ class OrthoOpt(Optimizer):
         super().__setstate__(state)
         self._skipped = 0 if "_skipped" not in self.__dict__ else self._skipped
         self._matrices = Matrices()
+        self._number = compiled.enlist(self) if "_number" not in self.__dict__ else self._number
+        self._list_params()
         for group in self.param_groups:
             group.setdefault("maximize", False)
             group.setdefault("nonfinite", "skip")
@@ -106,6 +109,10 @@ class OrthoOpt(Optimizer):
         """Add a group; see the class for its keys. Nothing is added if anything in it is wrong."""
         number = len(self.param_groups)
         super().add_param_group(complete_group(param_group, self.defaults, number))
+        self._list_params()
+
+    def _list_params(self) -> None:
+        self.all_params: list[Tensor] = [param for group in self.param_groups for param in group["params"]]
 
     @property
     def skipped_steps(self) -> int:
@@ -136,17 +143,36 @@ class OrthoOpt(Optimizer):
             What the closure returned, or None.
 
         Raises:
-            RuntimeError: a sparse, complex or sharded gradient that the rule cannot take, naming the parameter.
+            RuntimeError: a sparse, complex or sharded gradient that the rule cannot take, naming the parameter; a step
+                that a CUDA graph cannot hold, see :mod:`orthoopt.capture`.
             FloatingPointError: a non-finite gradient under ``nonfinite="raise"``.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [part for group in self.param_groups for part in collect(group)]
+        if torch.compiler.is_compiling():
+            compiled.traced_step(self, self._number)
+        else:
+            grads = {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
+            self.step_with(grads)
+        return loss
+
+    @torch.no_grad()
+    def step_with(self, grads: Mapping[Tensor, Tensor]) -> None:
+        """One optimization step with these gradients, whatever the parameters' ``grad`` is.
+
+        Args:
+            grads: parameter -> gradient, of its shape; parameters without one stay as they are.
+
+        Raises:
+            as :meth:`step`.
+        """
+        work = [part for group in self.param_groups for part in collect(group, grads)]
+        check_capture(work, self.state)
         gates = self._admit(work)
         if gates is None:
-            return loss
+            return
         items: list[buckets.Item] = []
         copies: list[tuple[Tensor, Tensor]] = []
         for part in work:
@@ -160,7 +186,6 @@ class OrthoOpt(Optimizer):
         self._matrices.apply(items)
         for param, written in copies:
             param.copy_(written)
-        return loss
 
     def _admit(self, work: Sequence[Work]) -> dict[torch.device, Tensor] | None:
         """Decide whether the step may happen: None if not, else a gate a device if the host must not wait to know."""
@@ -187,7 +212,10 @@ class OrthoOpt(Optimizer):
         gates = [finite_gate(grads) for grads in unseen.values()]
         gate = torch.stack([one.to(gates[0].device, non_blocking=True) for one in gates]).amin()
         gate = 1 - worst_over_ranks(1 - gate, [grad for part in work for grad in part.grads])
-        self._skipped = self._skipped + (1 - gate)
+        if isinstance(self._skipped, Tensor) and self._skipped.device == gate.device:
+            self._skipped += 1 - gate  # in place: a captured step counts at every replay
+        else:
+            self._skipped = self._skipped + (1 - gate)
         # Parameters that the host could check skip along: a step happens everywhere or nowhere.
         devices = {part.params[0].device for part in work}
         return {device: gate.to(device, non_blocking=not host_can_read(device)) for device in devices}
