@@ -50,7 +50,8 @@ def check_capture(work: Sequence[Work], states: Mapping[Tensor, dict[str, Any]])
         if not isinstance(lr, Tensor) or lr.device != device:
             what = f"a tensor on {lr.device}" if isinstance(lr, Tensor) else f"the number {lr!r}"
             raise RuntimeError(
-                f"a CUDA graph would freeze the learning rate of {name}, {what}: give its group a 0-d tensor on {device}"
+                f"a CUDA graph would freeze the learning rate of {name}, {what}: "
+                f"give its group a 0-d tensor on {device}"
             )
         if part.group["nonfinite"] == "raise":
             raise RuntimeError("nonfinite='raise' asks the host, which a CUDA graph cannot do: use nonfinite='skip'")
