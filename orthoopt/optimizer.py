@@ -230,12 +230,18 @@ class OrthoOpt(Optimizer):
             )
 
     def _update_elementwise(self, part: Work, gate: Tensor | None) -> None:
-        masters = [_computed(param) for param in part.params]
         states = [self._state_of(param, part.rule, part.view, part.options) for param in part.params]
+        lr = _learning_rate(part.group["lr"], part.params[0].device, gate)
+        decay = decay_of(part.group, lr)
+        if part.rule.fused_update is not None and not decay.is_cautious and part.rule.fused_update(
+            part.params, part.grads, states, part.options, lr=lr, keep=decay.keep, coefficient=decay.coefficient,
+            maximize=part.group["maximize"], gate=gate,
+        ):  # fmt: skip
+            return
+        masters = [_computed(param) for param in part.params]
         signal = part.rule.accumulate(_computed_gradients(part, gate), states, part.options, gate)
-        lr = _learning_rate(part.group["lr"], masters[0].device, gate)
         signal = measured(part.rule, signal, part.view, part.options)
-        apply_elementwise(masters, signal, lr, decay_of(part.group, lr))
+        apply_elementwise(masters, signal, lr, decay)
         for param, master in zip(part.params, masters, strict=True):
             if master is not param:
                 param.copy_(master)

@@ -35,6 +35,8 @@ class Decay(NamedTuple):
     """What is left of each parameter before its update."""
     cautious: float | Tensor = 0.0
     """lr·λ if the mode is cautious, for :func:`shrink_cautiously`; else 0."""
+    coefficient: float = 0.0
+    """λ where ``keep`` is 1 − lr·λ, for kernels that take that; else 0."""
 
     @property
     def is_cautious(self) -> bool:
@@ -56,7 +58,7 @@ def decay_of(group: Mapping[str, Any], lr: float | Tensor) -> Decay:
     if group["weight_decay_mode"] == "cautious":
         return Decay(cautious=lr * decay)
     if group["weight_decay_mode"] == "decoupled":
-        return Decay(1 - lr * decay)
+        return Decay(1 - lr * decay, coefficient=decay)
     return Decay(1 - _share_of_schedule(lr, group.get("initial_lr")) * decay)
 
 

@@ -105,6 +105,12 @@ class Rule:
     what ``moving``, ``direction`` and ``subtract_updates`` do one after the other. True if it is done; False if not,
     with nothing touched. Never under ``torch.compile``, which fuses by itself.
     """
+    fused_update: Callable[..., bool] | None = None
+    """Of an elementwise rule: its whole step in one pass over memory, where torch has that.
+
+    ``(params, grads, states, options, *, lr, keep, coefficient, maximize, gate)``; ``keep`` is what weight decay
+    leaves, and ``coefficient`` λ where that is 1 − lr·λ, else 0. True and False as for ``fused_step``.
+    """
     init_matrix: Callable[[Tensor, Options], State] = _no_state
     """State of a batch of matrices ``(..., rows, cols)`` for ``advance``; every tensor begins with the batch's dims."""
     viewed: tuple[str, ...] = ()

@@ -13,6 +13,8 @@ from torch import Tensor
 from orthoopt.rules._base import Equivariance, Gate, Options, Rule, Signal, State, Tensors, register
 from orthoopt.rules._momentum import move_average
 
+_FUSED_ON = ("cuda",)
+
 
 def _init(param: Tensor, options: Options) -> State:
     """Zero moments shaped as the parameter, and a 0-d float32 ``step`` on the CPU, as torch has it."""
@@ -53,6 +55,47 @@ def _accumulate(grads: Tensors, states: Sequence[State], options: Options, gate:
     return Signal(averages, roots, corrections1)
 
 
+def _fused(
+    params: Tensors,
+    grads: Tensors,
+    states: Sequence[State],
+    options: Options,
+    *,
+    lr: float | Tensor,
+    keep: float | Tensor,
+    coefficient: float,
+    maximize: bool,
+    gate: Gate,
+) -> bool:
+    """torch's own fused kernel, which moves 28 bytes an element where the operations above move some 100.
+
+    Not on CPUs, where it rounds differently for elements that its vectors do not reach.
+    """
+    averages = [state["exp_avg"] for state in states]
+    squares = [state["exp_avg_sq"] for state in states]
+    device = params[0].device
+    if device.type not in _FUSED_ON or {tensor.dtype for tensor in (*params, *grads, *averages, *squares)} != {
+        torch.float32
+    }:
+        return False
+    steps = []
+    for state in states:
+        state["step"] = state["step"].to(device, non_blocking=True)
+        steps.append(state["step"])
+    counted = 1.0 if gate is None else gate.to(torch.float32)
+    torch._foreach_add_(steps, counted)
+    if coefficient == 0 and (isinstance(keep, Tensor) or keep != 1):
+        torch._foreach_mul_(params, keep)
+    beta1, beta2 = options["betas"]
+    torch._fused_adamw_(
+        params, grads, averages, squares, [], steps,
+        lr=lr.to(torch.float32) if isinstance(lr, Tensor) else lr,
+        beta1=beta1, beta2=beta2, weight_decay=coefficient, eps=options["eps"], amsgrad=False, maximize=maximize,
+        grad_scale=None, found_inf=None if gate is None else 1 - gate.to(torch.float32),
+    )  # fmt: skip
+    return True
+
+
 def check_adamw(options: Options) -> None:
     """Raise ValueError on betas or an eps that Adam cannot have."""
     for index, beta in enumerate(options["betas"]):
@@ -75,6 +118,7 @@ adamw = register(
             "signed_permutation",
             breaks=(("left", "orthogonal"), ("right", "orthogonal")),
         ),
+        fused_update=_fused,
         scale_invariant=lambda options: False,
         check=check_adamw,
     )
