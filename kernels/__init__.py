@@ -3,6 +3,6 @@
 The reference in :mod:`orthoopt.kernels.reference` defines what every op computes.
 """
 
-from orthoopt.kernels.reference import axpy_matmul, gram, gram_polynomial
+from orthoopt.kernels.reference import axpy_matmul, symm_matmul, symm_poly, symmetric_share, syrk
 
-__all__ = ["axpy_matmul", "gram", "gram_polynomial"]
+__all__ = ["axpy_matmul", "symm_matmul", "symm_poly", "symmetric_share", "syrk"]
