@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from orthoopt.coefficients import Triple, names, resolve_coefficients
-from orthoopt.gram_newton_schulz import check_dtype, gram_newton_schulz
+from orthoopt.gram_newton_schulz import gram_newton_schulz
+from orthoopt.iteration_form import check_dtype
 from orthoopt.newton_schulz import newton_schulz, normalize
 from orthoopt.qdwh import qdwh, working_dtype
 

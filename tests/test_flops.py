@@ -18,7 +18,8 @@ from orthoopt import plans, rules
 from orthoopt.coefficients import resolve_coefficients
 from orthoopt.explain import explain
 from orthoopt.flops import FlopCounter, Flops, step_flops
-from orthoopt.gram_newton_schulz import default_restarts, gram_newton_schulz
+from orthoopt.gram_newton_schulz import gram_newton_schulz
+from orthoopt.iteration_form import default_restarts
 from orthoopt.newton_schulz import newton_schulz
 
 WIDE, TALL, SQUARE = (24, 56), (40, 16), (32, 32)

@@ -39,13 +39,13 @@ def test_every_op_against_float64(
     x = laid_out((*batch, *shape), layout, dtype, seed)
     kept = x.clone()
     exact = x.double()
-    product = kernels.gram(x)
+    product = kernels.syrk(x)
     assert relative_error(product, torch.einsum("...ij,...kj->...ik", exact, exact)) < TOLERANCE[dtype]
 
     symmetric = exact @ exact.mT
     a = symmetric.to(dtype)
     for linear, quadratic in ((-4.775, 2.0315), (1.5, 0.0), (0.0, 1.0)):
-        result = kernels.gram_polynomial(a, linear, quadratic)
+        result = kernels.symm_poly(a, linear, quadratic)
         expected = linear * a.double() + quadratic * torch.einsum("...ij,...jk->...ik", a.double(), a.double())
         assert relative_error(result, expected) < 10 * TOLERANCE[dtype]  # the two terms may cancel
     result = kernels.axpy_matmul(x, a, 3.4445)
@@ -54,8 +54,8 @@ def test_every_op_against_float64(
     assert torch.equal(x, kept)
 
 
-@pytest.mark.parametrize("op", ["gram_polynomial", "axpy_matmul"])
+@pytest.mark.parametrize("op", ["symm_poly", "axpy_matmul"])
 def test_results_are_new_tensors(op: str) -> None:
     x = torch.randn(3, 4, 4)
-    result = kernels.gram_polynomial(x, 1.0, 0.0) if op == "gram_polynomial" else kernels.axpy_matmul(x, x, 1.0)
+    result = kernels.symm_poly(x, 1.0, 0.0) if op == "symm_poly" else kernels.axpy_matmul(x, x, 1.0)
     assert result.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()

@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import orthoopt.polar
 from orthoopt import coefficients, orthogonalize, rules
 from orthoopt.coefficients import resolve_coefficients
-from orthoopt.gram_newton_schulz import default_restarts, gram_newton_schulz
+from orthoopt.gram_newton_schulz import gram_newton_schulz
+from orthoopt.iteration_form import default_restarts
 from orthoopt.newton_schulz import newton_schulz
 from orthoopt.polar import METHODS, nuclear_norm, polar_factor, rank_tolerance
 from orthoopt.qdwh import _cholesky_step, _qr_step, null_tolerance, qdwh, weights
