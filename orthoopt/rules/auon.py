@@ -7,12 +7,13 @@ ryyzn9/AuON auon/optimizer.py.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
+from orthoopt.kernels import Moving, auon_step
 from orthoopt.newton_schulz import normalize
-from orthoopt.rules._base import Equivariance, Options, register
+from orthoopt.rules._base import Equivariance, Options, Tensors, register
 from orthoopt.rules._cosh import cosh_brake
 from orthoopt.rules._momentum import momentum_rule
 from orthoopt.scale import TARGET_RMS
@@ -56,10 +57,19 @@ def _rms(rows: int, cols: int, options: Options) -> float:
     return math.sqrt(math.pi / 2 / (rows * cols))
 
 
+def _fused_step(
+    params: Tensors, grads: Tensors, buffers: Tensors, moving: Moving, options: Options, **terms: Any
+) -> bool:
+    if options["variant"] == "repository":
+        return False
+    return auon_step(params, grads, buffers, moving, variant=options["variant"], **terms)
+
+
 auon = register(
     momentum_rule(
         "auon",
         auon_direction,
+        fused_step=_fused_step,
         rms=_rms,
         # "paper" and "repository" follow every rotation of vec(X), but for the O(1/N) of the cosh factor.
         equivariance=Equivariance("signed_permutation", "signed_permutation"),

@@ -6,10 +6,12 @@ symmetry-compatible optimizers, arXiv 2605.18106; timlautk/equivariant_optimizer
 """
 
 import math
+from typing import Any
 
 from torch import Tensor
 
-from orthoopt.rules._base import SHIFT, Breaks, Equivariance, Options, register
+from orthoopt.kernels import Moving, row_norm_step
+from orthoopt.rules._base import SHIFT, Breaks, Equivariance, Options, Tensors, register
 from orthoopt.rules._momentum import momentum_rule
 from orthoopt.rules._rows import Axis, Centre, EpsMode, by_peak, centre_rows, normalize_rows, subtract_mean_row
 
@@ -56,10 +58,19 @@ def _equivariance(options: Options, rows: int, cols: int) -> Equivariance:
     return Equivariance("permutation", "orthogonal", breaks=breaks, shift=options["centre"] == "both")
 
 
+def _fused_step(
+    params: Tensors, grads: Tensors, buffers: Tensors, moving: Moving, options: Options, **terms: Any
+) -> bool:
+    if options["axis"] != "rows" or options["centre"] != "none":
+        return False
+    return row_norm_step(params, grads, buffers, moving, eps_mode=options["eps_mode"], **terms)
+
+
 row_norm = register(
     momentum_rule(
         "row_norm",
         row_norm_direction,
+        fused_step=_fused_step,
         rms=_rms,
         equivariance=_equivariance,
         nesterov=False,
