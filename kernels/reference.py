@@ -135,8 +135,11 @@ def _product(
 
 
 def _into(out: Tensor, a: Tensor, b: Tensor, c: Tensor | None, beta: float, alpha: float) -> None:
-    if c is None and alpha == 1:
+    if c is None and (alpha == 1 or not out.is_contiguous()):
+        # On CPUs ``baddbmm`` takes no batched call for a part of a tensor, as ``bmm`` does.
         (torch.mm if out.ndim == 2 else torch.bmm)(a, b, out=out)
+        if alpha != 1:
+            out.mul_(alpha)
         return
     # With beta 0 what stands in ``out`` is ignored, not-a-number too.
     call = torch.addmm if out.ndim == 2 else torch.baddbmm

@@ -116,14 +116,15 @@ def _on_host(x: Tensor, table: Table, form: Form, dtype: torch.dtype) -> Tensor:
     size = min(len(flat), _together(rows, cols, form.name, restarts, dtype))
     with borrow(_buffers(size, rows, cols, form.name, restarts), dtype, x.device) as buffers:
         for part, out in zip(flat.split(size), result.split(size), strict=True):
-            mine = [buffer[: len(part)] for buffer in buffers]
             count = _SQUARES[form.name]
+            mine = [buffer[: len(part), ..., :rows] for buffer in buffers[:count]]
             spare = None
-            if mine[count:]:
+            if buffers[count:]:
                 # Laid out as the result, so that every step finds its operands the same way.
-                spare = mine[count].view_as(out) if out.is_contiguous() else mine[count].view_as(out.mT).mT
+                flat_spare = buffers[count][: len(part)]
+                spare = flat_spare.view_as(out) if out.is_contiguous() else flat_spare.view_as(out.mT).mT
             first = start_on_host(part.to(dtype), table, mine[0])
-            _FORMS[form.name](first, table.rows, form.restarts, _Room(mine[1:count], out, spare))
+            _FORMS[form.name](first, table.rows, form.restarts, _Room(mine[1:], out, spare))
     return result.view(x.shape)
 
 
@@ -187,7 +188,7 @@ def _polynomial(r: Tensor, a: float, b: float, c: float, room: _Room) -> tuple[T
     if not room.adds_identity:
         return symm_poly(r, b, c), a
     diagonal = r.diagonal(dim1=-2, dim2=-1)
-    if c == 0 or b * b > abs(c) * _CANCELLATION * max(abs(a), 1.0) * 4:
+    if b * b >= 4 * abs(c) * _CANCELLATION * max(abs(a), 1.0):
         z, identity = symm_poly(r, b, c, out=room.take()), a
     else:
         half = b / (2 * c)
@@ -202,7 +203,12 @@ def _polynomial(r: Tensor, a: float, b: float, c: float, room: _Room) -> tuple[T
 def _buffers(batch: int, rows: int, cols: int, form: FormName, restarts: int) -> list[tuple[int, ...]]:
     """The shapes of the buffers that so many matrices need, the one for X flat."""
     spare = form == "standard" or restarts > 0
-    return [(batch, rows, rows)] * _SQUARES[form] + [(batch, rows * cols)] * spare
+    return [(batch, rows, rows + _pad(rows))] * _SQUARES[form] + [(batch, rows * cols)] * spare
+
+
+def _pad(rows: int) -> int:
+    """A cache line more a row where triangles are mirrored: columns a power of two apart would evict each other."""
+    return 16 if rows >= 256 else 0
 
 
 def _together(rows: int, cols: int, form: FormName, restarts: int, dtype: torch.dtype) -> int:

@@ -25,7 +25,7 @@ MIN_GRAM_SIDE = {"cpu": 64, "cuda": 256}
 
 _DRIFT = 0.1
 _GROWTH = 50.0
-_RESTART_COST = 1.25
+_RESTART_COST = 1.15
 _CUDA_ASPECT = 1.5
 
 
