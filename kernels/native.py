@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.h", "native.c"))
 # No -ffast-math: sums keep their order and NaNs are looked for. Contraction would round differently in the vector part
 # of a loop and in its tail; the source says where it wants a fused product.
 FLAGS = (
@@ -100,7 +100,7 @@ def _parallel() -> int | None:
 
 def _built(tuning: str) -> Path:
     """The shared library for this source, compiler and CPU: from the cache, or made now."""
-    source = SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in SOURCES)
     compiler = _compiler()
     version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS, check=True).stdout
     what = (source, " ".join([*compiler, *FLAGS, tuning]).encode(), version, _cpu(), repr(platform.libc_ver()).encode())
@@ -111,7 +111,7 @@ def _built(tuning: str) -> Path:
         try:
             _prepare(folder)
             if not path.exists():
-                _compile([*compiler, *FLAGS, tuning], source, path)
+                _compile([*compiler, *FLAGS, tuning], path)
             _check_owner(path)
             return path
         except OSError as error:
@@ -157,13 +157,13 @@ def _check_owner(path: Path) -> None:
         raise PermissionError(f"{path} is a link, or others own it or may write to it")
 
 
-def _compile(command: list[str], source: bytes, path: Path) -> None:
+def _compile(command: list[str], path: Path) -> None:
     """Build ``path``; it appears whole or not at all, however many processes build it at once."""
     handle, built = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)
     try:
         done = subprocess.run(
-            [*command, "-x", "c", "-", "-o", built, "-lm"], input=source, capture_output=True, timeout=COMPILE_SECONDS
+            [*command, str(SOURCES[-1]), "-o", built, "-lm"], capture_output=True, timeout=COMPILE_SECONDS
         )
         if done.returncode:
             raise RuntimeError(f"{command[0]} failed: {done.stderr.decode(errors='replace').strip()[-400:]}")
