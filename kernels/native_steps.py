@@ -1,0 +1,292 @@
+"""Steps on CPU tensors by compiled loops: about one pass over memory where torch operations take five.
+
+Each function does all of its work or none of it. What the loops do not take (another device or dtype, an inner stride)
+is left to the caller, or given to the reference where the return value says nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.nn import Parameter
+
+from orthoopt.kernels import reference_steps
+from orthoopt.kernels.native import Library, available, library
+from orthoopt.kernels.reference_steps import Moving
+
+__all__ = ["all_finite", "auon_step", "available", "momentum_into", "row_norm_step", "subtract_updates"]
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_SCANNED = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_EPS_MODES = {"relative": 0, "add": 1, "clamp": 2}
+_VARIANTS = {"spectral_bound": 0, "paper": 1}
+_ROW_NORM, _AUON, _MOMENTUM_INTO, _SUBTRACT_UPDATES = range(4)
+_LINE = 13
+_FLAT = 4096
+_STRIDED = torch.strided
+
+Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
+
+
+def row_norm_step(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    moving: Moving,
+    *,
+    eps_mode: str,
+    scales: Sequence[float],
+    lr: float | Tensor,
+    keep: float | Tensor,
+    gate: Tensor | None = None,
+) -> bool:
+    """Move each buffer, bring the rows of its signal to length one, and subtract them from the parameter.
+
+    The direction is that of :mod:`orthoopt.rules.row_norm`, rows without centring. Row lengths are right from the
+    smallest to the largest float32.
+
+    Args:
+        params: each ``(..., rows, cols)``, float32 or bfloat16, written in place: keep·param − lr·scale·direction.
+        grads: shaped as the parameters, float32 or bfloat16; never written.
+        buffers: likewise, float32; moved in place.
+        moving: the momentum.
+        eps_mode: ``"relative"``, ``"add"`` or ``"clamp"``.
+        scales: a number a parameter.
+        lr: a number or a 0-d tensor.
+        keep: what weight decay leaves, likewise.
+        gate: 0-d, 1 or 0; at 0 nothing changes, whatever the gradients hold.
+
+    Returns:
+        False, with nothing touched, where these tensors are not the loops' (device, dtype, inner stride other than 1).
+
+    Raises:
+        ValueError: an unknown ``eps_mode``.
+    """
+    if eps_mode not in _EPS_MODES:
+        raise ValueError(f"eps_mode={eps_mode!r} must be one of {', '.join(map(repr, _EPS_MODES))}")
+    return _direct(_ROW_NORM, _EPS_MODES[eps_mode], params, grads, buffers, moving, scales, lr, keep, gate)
+
+
+def auon_step(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    moving: Moving,
+    *,
+    variant: str,
+    scales: Sequence[float],
+    lr: float | Tensor,
+    keep: float | Tensor,
+    gate: Tensor | None = None,
+) -> bool:
+    """Move each buffer, divide its signal by AuON's bound, and subtract that from the parameter.
+
+    The direction is that of :mod:`orthoopt.rules.auon`; the variant ``"repository"`` is not the loops'. Arguments and
+    returns otherwise as those of :func:`row_norm_step`.
+
+    Args:
+        params: see there.
+        grads: see there.
+        buffers: see there.
+        moving: see there.
+        variant: ``"spectral_bound"`` or ``"paper"``.
+        scales: see there.
+        lr: see there.
+        keep: see there.
+        gate: see there.
+    """
+    if variant not in _VARIANTS:
+        return False
+    return _direct(_AUON, _VARIANTS[variant], params, grads, buffers, moving, scales, lr, keep, gate)
+
+
+def momentum_into(
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    moving: Moving,
+    gate: Tensor | None = None,
+) -> None:
+    """:func:`orthoopt.kernels.reference_steps.momentum_into`; tensors that the loops do not take go there."""
+    loops = library()
+    open_gate = gate is None or bool(gate > 0)
+    numbers, table, left = array("d", (*moving, 1.0)), array("q"), []
+    for triple in zip(outs, grads, buffers, strict=True):
+        lines = _flat_or_rows(triple) if open_gate and triple[2].dtype == torch.float32 else None
+        if loops is None or lines is None:
+            left.append(triple)
+            continue
+        table.extend(lines)
+        numbers.extend([0.0] * (len(lines) // _LINE))
+    if loops is not None:
+        _run(loops, _MOMENTUM_INTO, 0, table, numbers)
+    if left:
+        outs, grads, buffers = zip(*left, strict=True)
+        reference_steps.momentum_into(grads, buffers, outs, moving, gate)
+
+
+def subtract_updates(
+    params: Sequence[Tensor],
+    updates: Sequence[Tensor],
+    scales: Sequence[float],
+    lr: float | Tensor,
+    keep: float | Tensor,
+) -> None:
+    """:func:`orthoopt.kernels.reference_steps.subtract_updates`; tensors that the loops do not take go there."""
+    loops = library()
+    rate, table, left = float(lr), array("q"), []
+    numbers = array("d", (0.0, 0.0, 0.0, 0.0, float(keep)))
+    for param, update, scale in zip(params, updates, scales, strict=True):
+        lines = _flat_or_rows((param, update, update))
+        if loops is None or lines is None:
+            left.append((param, update, scale))
+            continue
+        table.extend(lines)
+        numbers.extend([rate * float(scale)] * (len(lines) // _LINE))
+    if loops is not None:
+        _run(loops, _SUBTRACT_UPDATES, 0, table, numbers)
+        increment_version(params)
+    if left:
+        params, updates, scales = zip(*left, strict=True)
+        reference_steps.subtract_updates(params, updates, scales, lr, keep)
+
+
+def all_finite(grads: Sequence[Tensor]) -> bool:
+    """Whether no tensor holds an infinity or a NaN.
+
+    Args:
+        grads: on the CPU, any dtype and strides; float32, bfloat16 and float16 that fill their memory are read at
+            its speed, others by torch operations.
+    """
+    loops = library()
+    table, left = array("q"), []
+    for grad in grads:
+        kind = _SCANNED.get(grad.dtype)
+        if loops is None or kind is None or not _is_plain(grad) or not _is_dense(grad):
+            left.append(grad)
+        else:
+            table.extend((grad.data_ptr(), grad.numel(), kind))
+    if loops is not None and table:
+        found = loops.all_finite(len(table) // 3, table.buffer_info()[0], loops.parallel, torch.get_num_threads())
+        if not found:
+            return False
+    return all(bool(torch.isfinite(grad).all()) for grad in left)
+
+
+def _direct(
+    rule: int,
+    kind: int,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    moving: Moving,
+    scales: Sequence[float],
+    lr: float | Tensor,
+    keep: float | Tensor,
+    gate: Tensor | None,
+) -> bool:
+    loops = library()
+    if loops is None:
+        return False
+    rate, table = float(lr), array("q")
+    numbers = array("d", (*moving, float(keep)))
+    for param, grad, buffer, scale in zip(params, grads, buffers, scales, strict=True):
+        lines = _lines((param, grad, buffer)) if buffer.dtype == torch.float32 else None
+        if lines is None:
+            return False
+        table.extend(lines)
+        numbers.extend([rate * float(scale)] * (len(lines) // _LINE))
+    if gate is not None and not float(gate) > 0:
+        return True
+    if not _run(loops, rule, kind, table, numbers):
+        return False
+    increment_version(params)
+    increment_version(buffers)
+    return True
+
+
+def _run(loops: Library, rule: int, kind: int, table: array[int], numbers: array[float]) -> bool:
+    """Whether it was done; one thing alone stops the loops before they begin, the want of memory for their sums."""
+    addresses = table.buffer_info()[0], numbers.buffer_info()[0]
+    lines = len(table) // _LINE
+    return loops.step(rule, kind, lines, *addresses, loops.parallel, torch.get_num_threads()) == 0
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the numbers are at ``data_ptr()``, as they are meant: no subclass, no sparse layout, no lazy negation."""
+    kind = type(tensor)
+    return (kind is Tensor or kind is Parameter) and tensor.is_cpu and tensor.layout is _STRIDED and not tensor.is_neg()
+
+
+def _types(triple: Triple) -> int | None:
+    """The dtypes as the table has them; None where the loops do not take these tensors."""
+    a, b, c = triple
+    types = _TYPES.get(a.dtype), _TYPES.get(b.dtype), _TYPES.get(c.dtype)
+    if None in types or not (_is_plain(a) and _is_plain(b) and _is_plain(c)):
+        return None
+    if not a.shape == b.shape == c.shape:
+        raise ValueError(f"tensors of one parameter must have one shape, got {[tuple(x.shape) for x in triple]}")
+    return types[0] | types[1] << 2 | types[2] << 4
+
+
+def _lines(triple: Triple) -> Sequence[int] | None:
+    """Lines of the loops' table for three tensors ``(..., rows, cols)``; None where the loops do not take them."""
+    types = _types(triple)
+    if types is None:
+        return None
+    a, b, c = triple
+    *batch, rows, cols = a.shape
+    size = rows * cols
+    if a.is_contiguous() and b.is_contiguous() and c.is_contiguous():
+        count = math.prod(batch)
+        if not count * size:
+            return ()
+        where = (a.data_ptr(), size, cols, b.data_ptr(), size, cols, c.data_ptr(), size, cols)
+        return (count, rows, cols, types, *where)
+    if not a.numel():
+        return ()
+    if len(batch) > 1:  # strides of a flattened batch may not exist
+        parts = [_lines(part) for part in zip(a, b, c, strict=True)]
+        return None if None in parts else [number for part in parts for number in part or ()]
+    if cols > 1 and not a.stride(-1) == b.stride(-1) == c.stride(-1) == 1:
+        return None
+    line = [batch[0] if batch else 1, rows, cols, types]
+    for x in triple:
+        line += (x.data_ptr(), x.stride(0) if batch else 0, x.stride(-2))
+    return line
+
+
+def _flat_or_rows(triple: Triple) -> Sequence[int] | None:
+    """As :func:`_lines`, for ops that see no rows: contiguous tensors of any shape are cut where it is convenient."""
+    a, b, c = triple
+    if not (a.is_contiguous() and b.is_contiguous() and c.is_contiguous()):
+        return _lines(triple) if a.ndim >= 2 else None
+    types = _types(triple)
+    if types is None:
+        return None
+    rows, rest = divmod(a.numel(), _FLAT)
+    lines: list[int] = []
+    for start, height, width in ((0, rows, _FLAT), (rows * _FLAT, 1, rest)):
+        if height * width:
+            lines += (1, height, width, types)
+            for x in triple:
+                lines += (x.data_ptr() + start * x.element_size(), 0, width)
+    return lines
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a stretch of memory, in whatever order."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted((x, n) for x, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
