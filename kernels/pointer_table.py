@@ -30,7 +30,8 @@ class LineSets(NamedTuple):
     """The lines of all matrices of a launch. Line by line their partial results are added up, block by block of lines.
 
     A set is what the rows (or the columns, or the tiles) of one entry's matrices are; its record is: first program,
-    lines, parts, first line, first partial result, and the first program and the lines of the same entry's rows.
+    lines, parts, first line, first partial result, and the first program and the lines of the same entry's rows (of
+    tiles: 0, and the elements of a matrix).
     """
 
     records: Tensor
@@ -48,8 +49,8 @@ class Launch(NamedTuple):
     """What one launch needs: entries whose sides agree in dtype, storage order and alignment.
 
     An entry's record: first program, rows, cols, item, then of each side the strides (batch, row, col); of matrices
-    further first row line, first column line, first partial result of rows, of columns, first program that adds up
-    rows, and columns. Programs walk batch, then tile rows, then tile columns.
+    further first row line, first column line, first partial result of rows, of columns, and the first program that adds
+    up rows (or tiles). Programs walk batch, then tile rows, then tile columns.
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -232,11 +233,11 @@ def _make_launch(entries: list[tuple[int, Block]], tile: tuple[int, int], lines:
         blocks = -(-rows // tile[0]), -(-cols // tile[1])
         record = [programs, rows, cols, index, *(step for side in block.strides for step in side)]
         if lines == "tiles":
-            record += [0, 0, 0, 0, sets.add(batch, blocks[0] * blocks[1], 1)[2], 0]
+            record += [0, 0, 0, 0, sets.add(batch, blocks[0] * blocks[1], 1, (0, rows * cols))[2]]
         elif lines != "none":
             of_rows = sets.add(batch, rows, blocks[1])
             of_cols = sets.add(batch, cols, blocks[0], (of_rows[2], rows)) if lines == "both" else (0, 0, 0)
-            record += [x for pair in zip(of_rows, of_cols, strict=True) for x in pair]
+            record += [of_rows[0], of_cols[0], of_rows[1], of_cols[1], of_rows[2]]
         records.append(record)
         counts.append(batch * blocks[0] * blocks[1])
         programs += counts[-1]
