@@ -114,9 +114,8 @@ def greatest(values, first, count):
 @triton.jit
 def total(values, first, count):
     """The sum of ``values[first : first + count]``, in their dtype."""
-    i = tl.arange(0, STEP)
-    sums = tl.load(values + first + i, mask=i < count, other=0)
-    for start in range(STEP, count, STEP):
+    sums = tl.zeros((STEP,), values.dtype.element_ty)
+    for start in range(0, count, STEP):
         i = start + tl.arange(0, STEP)
         sums += tl.load(values + first + i, mask=i < count, other=0)
     return tl.sum(sums, 0)
