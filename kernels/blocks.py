@@ -62,9 +62,7 @@ class Block(NamedTuple):
 def _order(shape: tuple[int, int, int], strides: tuple[int, int, int]) -> int:
     if strides[2] == 1 or (shape[2] == 1 and strides[1] != 1):
         return ROWS
-    if strides[1] == 1 or shape[1] == 1 == strides[2]:
-        return COLS
-    return NEITHER
+    return COLS if strides[1] == 1 else NEITHER
 
 
 def elementwise_blocks(shape: Sequence[int], strides: Sequence[Strides], primary: int) -> list[Block]:
@@ -119,8 +117,10 @@ def _blocks(outer: list[tuple[int, Strides]], rows: tuple[int, Strides], cols: t
     batch = outer.pop() if outer else (1, (0,) * sides)
     inner = tuple((batch[1][s], rows[1][s], cols[1][s]) for s in range(sides))
     shape = (batch[0], rows[0], cols[0])
-    places = itertools.product(*(range(size) for size, _ in outer))
-    return [
-        Block(shape, inner, tuple(sum(i * steps[s] for i, (_, steps) in zip(place, outer, strict=True)) for s in range(sides)))
-        for place in places
-    ] if math.prod(shape) else []
+    if math.prod(shape) == 0:
+        return []
+    made = []
+    for place in itertools.product(*(range(size) for size, _ in outer)):
+        offsets = tuple(sum(i * steps[s] for i, (_, steps) in zip(place, outer, strict=True)) for s in range(sides))
+        made.append(Block(shape, inner, offsets))
+    return made

@@ -1,29 +1,28 @@
 """Tables in device memory by which one launch walks many tensors: addresses, strides, and which program does what.
 
-They are made on the host and copied once, without waiting. A training loop whose tensors stay where they are builds
-them in its first step; where only addresses change, only those are copied again. Tables are kept in small caches, and
-for good once a CUDA graph has been captured over them.
+A training loop whose tensors stay where they are builds them in its first step; where only addresses change, only those
+are copied again (:mod:`orthoopt.kernels.device_cache`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from orthoopt.kernels.blocks import Block, elementwise_blocks, matrix_blocks
+from orthoopt.kernels.device_cache import Cache, Upload
+
+STORED = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes that kernels read and write; they compute in float32."""
 
 Lines = Literal["none", "rows", "both", "tiles"]
 """What a kernel leaves partial results of: rows, rows and columns, or tiles; "none" where elements stand alone."""
 
 LINES_A_PROGRAM = 512
 """Lines whose partial results one program adds up."""
-
-SET_FIELDS = 7
-_CACHED = 32
 
 
 class LineSets(NamedTuple):
@@ -35,7 +34,7 @@ class LineSets(NamedTuple):
     """
 
     records: Tensor
-    """int64, ``(sets, SET_FIELDS)``."""
+    """int64, ``(sets, 7)``."""
     owners: Tensor
     """int32, the set of each program; a program adds up one block of lines of one matrix."""
     programs: int
@@ -72,121 +71,101 @@ class _Plan(NamedTuple):
 
     launches: list[Launch]
     addresses: list[tuple[int, int, int]]
-    upload: _Upload
+    upload: Upload
 
 
-class _Upload:
-    """Tensors copied to a device on some stream, and other streams' right to use them."""
-
-    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        self.streams: set[int] = set()
-        if device.type != "cuda":
-            self.tensors = [tensor.to(device) for tensor in tensors]
-            return
-        self.tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
-        stream = torch.cuda.current_stream(device)
-        self.copied = stream.record_event()
-        self.streams.add(stream.cuda_stream)
-
-    def use(self, stream: torch.cuda.Stream) -> None:
-        """Make ``stream`` wait for the copy, if it is not the one that copied."""
-        if stream.cuda_stream in self.streams:
-            return
-        stream.wait_event(self.copied)
-        for tensor in self.tensors:
-            tensor.record_stream(stream)
-        self.streams.add(stream.cuda_stream)
+_tables, _plans = Cache(), Cache()
 
 
-Made = TypeVar("Made")
-
-
-class _Cache:
-    """The last few things made for a key, those of captured graphs for good; ready for the current stream."""
-
-    def __init__(self) -> None:
-        self.recent: OrderedDict[Hashable, tuple[object, list[_Upload]]] = OrderedDict()
-        self.kept: dict[Hashable, tuple[object, list[_Upload]]] = {}
-
-    def get(self, key: Hashable, device: torch.device, make: Callable[[], tuple[Made, list[_Upload]]]) -> Made:
-        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        found = self.kept.get(key) or self.recent.get(key)
-        if found is None:
-            if capturing:
-                raise RuntimeError(
-                    "a CUDA graph is being captured over tensors that no step has seen: make a step with the same "
-                    "parameters, gradients and work buffers before the capture"
-                )
-            found = self.recent[key] = make()
-            if len(self.recent) > _CACHED:
-                self.recent.popitem(last=False)
-        elif key in self.recent:
-            self.recent.move_to_end(key)
-        if capturing:
-            self.kept[key] = found  # whoever captures has waited for earlier work, so the copies are done
-        elif device.type == "cuda":
-            stream = torch.cuda.current_stream(device)
-            for upload in found[1]:
-                upload.use(stream)
-        return found[0]  # type: ignore[return-value]  # made by this key's own ``make``
-
-
-_tables, _plans, _constants = _Cache(), _Cache(), _Cache()
-
-
-def launches(sides: Sequence[Sequence[Tensor]], *, primary: int = 0, lines: Lines = "none") -> list[Launch]:
+def launches(
+    sides: Mapping[str, Sequence[Tensor]], *, written: Sequence[str] = (), primary: int = 0, lines: Lines = "none"
+) -> list[Launch]:
     """The launches that walk all items of all sides, cached.
 
     Args:
-        sides: lists of one length; the n-th tensors of all lists have one shape. All on one device.
+        sides: lists of one length, at least one, by their names; the n-th tensors of all lists have one shape. All on
+            one device, dtypes in :data:`STORED`, those of ``buffers`` float32.
+        written: the sides whose elements must not share memory.
         primary: the side whose storage order elementwise kernels follow.
         lines: other than "none": items are matrices ``(..., rows, cols)``, and of these lines partial results are kept.
 
     Raises:
-        ValueError: sides that differ in length or shape, naming the item.
+        ValueError: sides that differ in length or shape.
+        TypeError: a tensor that kernels do not take, naming side and item.
         RuntimeError: unseen tensors during the capture of a CUDA graph.
     """
-    key = (primary, lines, tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for side in sides for t in side), len(sides))
-    device = sides[0][0].device
+    tensors = [tensor for side in sides.values() for tensor in side]
+    _check_kinds(sides, tensors)
+    layouts = tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors)
+    device = tensors[0].device
+    kind = (primary, lines, device, *sides)
 
-    def make() -> tuple[list[Launch], list[_Upload]]:
-        _check(sides)
-        outline = (
-            (primary, lines, device, len(sides)),
-            tuple((t.data_ptr() % 16, t.dtype, t.shape, t.stride()) for side in sides for t in side),
-        )
-        plan = _plans.get(outline, device, lambda: _with_uploads(_make_plan(sides, primary, lines, device)))
-        addresses = [sides[side][item].data_ptr() + offset for side, item, offset in plan.addresses]
-        upload = _Upload([torch.tensor(addresses, dtype=torch.int64)], device)
-        counts = [launch.records.shape[0] * len(sides) for launch in plan.launches]
-        parts = upload.tensors[0].split(counts)
-        filled = [launch._replace(pointers=part) for launch, part in zip(plan.launches, parts, strict=True)]
-        return filled, [upload, plan.upload]
+    def make() -> tuple[list[Launch] | TypeError, list[Upload]]:
+        try:
+            _check(sides, written, device)
+        except TypeError as error:
+            return error, []
+        outline = (kind, tuple((pointer % 16, *layout) for pointer, *layout in layouts))
+        return _with_addresses(list(sides.values()), outline)
 
-    return _tables.get((device, key), device, make)
-
-
-def constants(values: Sequence[float], device: torch.device) -> Tensor:
-    """Numbers in float32 on a device, cached by their values."""
-    key = tuple(values)
-
-    def make() -> tuple[Tensor, list[_Upload]]:
-        upload = _Upload([torch.tensor(key, dtype=torch.float32)], device)
-        return upload.tensors[0], [upload]
-
-    return _constants.get((device, key), device, make)
+    found = _tables.get((kind, layouts), device, make)
+    if isinstance(found, TypeError):  # cached like a table: who falls back asks again at every step
+        raise found
+    return found
 
 
-def _with_uploads(plan: _Plan) -> tuple[_Plan, list[_Upload]]:
+def _with_addresses(
+    sides: Sequence[Sequence[Tensor]], outline: tuple[tuple[Any, ...], tuple[Any, ...]]
+) -> tuple[list[Launch], list[Upload]]:
+    """The plan of this outline, made if need be, with the tensors' addresses filled in."""
+    primary, lines, device, *_ = outline[0]
+    plan = _plans.get(outline, device, lambda: _with_uploads(_make_plan(sides, primary, lines, device)))
+    addresses = [sides[side][item].data_ptr() + offset for side, item, offset in plan.addresses]
+    upload = Upload([torch.tensor(addresses, dtype=torch.int64)], device)
+    parts = upload.tensors[0].split([launch.records.shape[0] * len(sides) for launch in plan.launches])
+    filled = [launch._replace(pointers=part) for launch, part in zip(plan.launches, parts, strict=True)]
+    return filled, [upload, plan.upload]
+
+
+def _with_uploads(plan: _Plan) -> tuple[_Plan, list[Upload]]:
     return plan, [plan.upload]
 
 
-def _check(sides: Sequence[Sequence[Tensor]]) -> None:
-    if len({len(side) for side in sides}) != 1:
-        raise ValueError(f"as many tensors on every side are needed, got {[len(side) for side in sides]}")
-    for index, item in enumerate(zip(*sides, strict=True)):
+def _check_kinds(sides: Mapping[str, Sequence[Tensor]], tensors: Sequence[Tensor]) -> None:
+    """What must hold before addresses are asked for."""
+    if len({len(side) for side in sides.values()}) != 1:
+        lengths = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
+        raise ValueError(f"as many tensors on every side are needed, got {lengths}")
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided:
+            raise TypeError(f"kernels take dense torch.Tensor alone, got {type(tensor).__name__}, {tensor.layout}")
+
+
+def _check(sides: Mapping[str, Sequence[Tensor]], written: Sequence[str], device: torch.device) -> None:
+    for index, item in enumerate(zip(*sides.values(), strict=True)):
         if len({tensor.shape for tensor in item}) != 1:
-            raise ValueError(f"tensors {index} differ in shape: {[tuple(tensor.shape) for tensor in item]}")
+            shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(sides, item, strict=True))
+            raise ValueError(f"tensors {index} differ in shape: {shapes}")
+    for name, side in sides.items():
+        allowed = (torch.float32,) if name == "buffers" else STORED
+        for index, tensor in enumerate(side):
+            if tensor.dtype not in allowed:
+                raise TypeError(f"{name}[{index}] must be {' or '.join(map(str, allowed))}, got {tensor.dtype}")
+            if tensor.device != device:
+                raise TypeError(f"{name}[{index}] is on {tensor.device}, the first tensor on {device}")
+            if name in written and _may_overlap(tensor):
+                raise TypeError(f"{name}[{index}] is written, but its elements share memory: strides {tensor.stride()}")
+
+
+def _may_overlap(tensor: Tensor) -> bool:
+    """Whether elements may share memory: some step does not leave behind what the shorter ones reach."""
+    reach = 0
+    dims = sorted((step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+    for step, size in dims:
+        if step <= reach:
+            return tensor.numel() > 0
+        reach += step * (size - 1)
+    return False
 
 
 def _make_plan(sides: Sequence[Sequence[Tensor]], primary: int, lines: Lines, device: torch.device) -> _Plan:
@@ -205,7 +184,7 @@ def _make_plan(sides: Sequence[Sequence[Tensor]], primary: int, lines: Lines, de
         made.append(_make_launch(entries, tile, lines)._replace(dtypes=dtypes, orders=orders, aligned=aligned))
         for index, block in entries:
             addresses += [(s, index, block.offsets[s] * sides[s][index].element_size()) for s in range(len(sides))]
-    upload = _Upload([tensor for launch in made for tensor in _tensors(launch)], device)
+    upload = Upload([tensor for launch in made for tensor in _tensors(launch)], device)
     uploaded = iter(upload.tensors)
     there = [
         launch._replace(

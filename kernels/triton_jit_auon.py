@@ -1,6 +1,6 @@
 """The Triton kernels of an AuON step, "spectral_bound" and what both variants share; imports Triton."""
 
-# mypy: disable-error-code="no-untyped-def, import-untyped"
+# mypy: disable-error-code="no-untyped-def, import-untyped, import-not-found"
 
 import triton
 import triton.language as tl
@@ -82,7 +82,7 @@ def schur_kernel(
 
     X is divided by its largest row sum, so that products of three entries have room in float32.
     """
-    entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C)
+    entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C, True)
     exists = tile_mask(record, i, j, is_open(gate), ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = signal_of(
         pointers, entry, record, matrix, i, j, exists, from_grad, from_buffer,
@@ -140,8 +140,11 @@ def auon_kernel(
     ALIGNED: tl.constexpr, ROW_VECTORS: tl.constexpr, COL_VECTORS: tl.constexpr,
     TILE_R: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
-    """``param ← keep·param − lr·scale·X/divisor``; TILES: divisors are a block of tiles apart, not of rows."""
-    entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C)
+    """``param ← keep·param − lr·scale·X/divisor``.
+
+    TILES: divisors are blocks of tiles apart, not of rows, and this is the second pass, not the third.
+    """
+    entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C, TILES)
     exists = tile_mask(record, i, j, is_open(gate), ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = signal_of(
         pointers, entry, record, matrix, i, j, exists, from_grad, from_buffer,

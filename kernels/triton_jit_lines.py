@@ -5,7 +5,7 @@ each line that it meets, in a place of its own, and a second kernel adds those u
 have the same bits every time. Partial results of a matrix are (parts, lines), lines contiguous.
 """
 
-# mypy: disable-error-code="no-untyped-def, import-untyped"
+# mypy: disable-error-code="no-untyped-def, import-untyped, import-not-found"
 
 import triton
 import triton.language as tl
@@ -35,7 +35,9 @@ def move(
 ):  # fmt: skip
     """Move a tile of momentum; returns the signal, 0 outside."""
     grads = tile_of(pointers, entry, record, matrix, i, j, 0, SIDES, GRAD, GRAD_ORDER, ALIGNED, TILE_R, TILE_C)
-    buffers = tile_of(pointers, entry, record, matrix, i, j, 1, SIDES, tl.float32, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C)
+    buffers = tile_of(
+        pointers, entry, record, matrix, i, j, 1, SIDES, tl.float32, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C
+    )
     grad = tl.load(grads, mask=exists, other=0).to(tl.float32)
     buffer = decay * tl.load(buffers, mask=exists, other=0) + weight * grad
     tl.store(buffers, buffer, mask=exists)
@@ -49,7 +51,9 @@ def signal_of(
     ALIGNED: tl.constexpr, TILE_R: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
     """The signal of a momentum that has moved, 0 outside."""
-    buffers = tile_of(pointers, entry, record, matrix, i, j, 1, SIDES, tl.float32, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C)
+    buffers = tile_of(
+        pointers, entry, record, matrix, i, j, 1, SIDES, tl.float32, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C
+    )
     signal = from_buffer * tl.load(buffers, mask=exists, other=0)
     if HAS_GRAD:
         grads = tile_of(pointers, entry, record, matrix, i, j, 0, SIDES, GRAD, GRAD_ORDER, ALIGNED, TILE_R, TILE_C)

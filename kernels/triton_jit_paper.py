@@ -4,12 +4,22 @@ r² = mean cosh²z = 1 + mean sinh²z, z = X/‖X‖_F, and sinh²z = Σₖ 2^(2
 X gives the norm and the factor. Moments of a tile are its largest magnitude and those sums of the tile over it.
 """
 
-# mypy: disable-error-code="no-untyped-def, import-untyped"
+# mypy: disable-error-code="no-untyped-def, import-untyped, import-not-found"
 
 import triton
 import triton.language as tl
 
-from orthoopt.kernels.triton_jit_lines import FIELDS, LINES, SET_LINES, SET_PART, STEP, find_lines, greatest, move, one_for_zero
+from orthoopt.kernels.triton_jit_lines import (
+    FIELDS,
+    LINES,
+    SET_LINES,
+    SET_PART,
+    STEP,
+    find_lines,
+    greatest,
+    move,
+    one_for_zero,
+)
 from orthoopt.kernels.triton_jit_steps import find_tile, is_open, tile_mask
 
 # Terms of sinh²; the seventh is 9.4e-8 of z¹⁴, and |z| is at most one.

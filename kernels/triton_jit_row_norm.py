@@ -1,6 +1,6 @@
 """The Triton kernels of a row_norm step. Imports Triton: read only once one of them is launched."""
 
-# mypy: disable-error-code="no-untyped-def, import-untyped"
+# mypy: disable-error-code="no-untyped-def, import-untyped, import-not-found"
 
 import triton
 import triton.language as tl
@@ -93,7 +93,7 @@ def row_norm_kernel(
     TILE_R: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
     """``param ← keep·param − lr·scale·row/damped(‖row‖)``."""
-    entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C)
+    entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C, True)
     exists = tile_mask(record, i, j, is_open(gate), ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = signal_of(
         pointers, entry, record, matrix, i, j, exists, from_grad, from_buffer,

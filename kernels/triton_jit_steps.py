@@ -6,7 +6,7 @@ contiguous is known when compiling, so that each side is read and written along 
 transposed on chip where two sides differ.
 """
 
-# mypy: disable-error-code="no-untyped-def, import-untyped"
+# mypy: disable-error-code="no-untyped-def, import-untyped, import-not-found"
 
 import triton
 import triton.language as tl
@@ -16,11 +16,19 @@ ROWS, COLS = tl.constexpr(0), tl.constexpr(1)
 
 
 @triton.jit
-def find_tile(records, owners, FIELDS: tl.constexpr, TILE_R: tl.constexpr, TILE_C: tl.constexpr):
-    """This program's entry, its record, and its place: matrix of the batch, tile row, tile column."""
-    entry = tl.load(owners + tl.program_id(0)).to(tl.int64)
+def find_tile(
+    records, owners, FIELDS: tl.constexpr, TILE_R: tl.constexpr, TILE_C: tl.constexpr, BACKWARDS: tl.constexpr = False
+):
+    """This program's entry, its record, and its place: matrix of the batch, tile row, tile column.
+
+    BACKWARDS walks from the last tile to the first: a second pass then begins with what the first has left in cache.
+    """
+    program = tl.program_id(0)
+    if BACKWARDS:
+        program = tl.num_programs(0) - 1 - program
+    entry = tl.load(owners + program).to(tl.int64)
     record = records + entry * FIELDS
-    index = (tl.program_id(0) - tl.load(record)).to(tl.int32)
+    index = (program - tl.load(record)).to(tl.int32)
     tile_rows = tl.cdiv(tl.load(record + 1), TILE_R).to(tl.int32)
     tile_cols = tl.cdiv(tl.load(record + 2), TILE_C).to(tl.int32)
     matrix = index // tile_cols // tile_rows

@@ -16,9 +16,9 @@ Nesterov
 the least a step can move       g, m, p read, m, p written                    20       14
 ==============================  ============================================  =======  ===========
 
-Partial results of lines add at most 0.4 bytes. Where gradients and buffers of a call fit the cache, its later passes
-read them there. The bound of ``spectral_bound`` needs row and column sums before it can weigh entries by them, hence its
-third pass; the published factor of ``paper`` is a series of even powers, which one pass sums.
+Partial results of lines add at most 0.6 bytes. Passes go back and forth, so that each begins with what the last one has
+left in the cache. The bound of ``spectral_bound`` needs row and column sums before it can weigh entries by them, hence
+its third pass; the published factor of ``paper`` is a series of even powers, which one pass sums.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from orthoopt.kernels.pointer_table import Launch, Lines, constants, launches
+from orthoopt.kernels.device_cache import constants
+from orthoopt.kernels.pointer_table import Launch, Lines, launches
 from orthoopt.kernels.reference_steps import Moving
-from orthoopt.kernels.triton_steps import on_device, takes, tiling, triton_dtype
+from orthoopt.kernels.triton_steps import on_device, tiling, triton_dtype
+from orthoopt.kernels.triton_support import available
 
 EPS_MODES = ("relative", "add", "clamp")
 VARIANTS = ("spectral_bound", "paper")
@@ -71,14 +73,15 @@ def row_norm_step(
     """
     if eps_mode not in EPS_MODES:
         raise ValueError(f"eps_mode={eps_mode!r} must be one of {', '.join(map(repr, EPS_MODES))}")
-    if not _takes(params, grads, buffers, scales):
-        return False
+    found = _launches(params, grads, buffers, scales, "rows")
+    if not found:
+        return found is not None
     from orthoopt.kernels import triton_jit_row_norm as jit
 
     device = params[0].device
     shared = {"scales": constants(scales, device), "lr": lr, "keep": keep, **_number_kinds(lr, keep)}
     with on_device(params[0]):
-        for launch in launches((grads, buffers, params), primary=1, lines="rows"):
+        for launch in found:
             sets = launch.sets
             assert sets is not None
             peaks, squares = _floats(device, sets.partials), _floats(device, sets.partials)
@@ -128,15 +131,15 @@ def auon_step(
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} must be one of {', '.join(map(repr, VARIANTS))}")
-    if not _takes(params, grads, buffers, scales):
-        return False
+    found = _launches(params, grads, buffers, scales, "tiles" if variant == "paper" else "both")
+    if not found:
+        return found is not None
     from orthoopt.kernels import triton_jit_auon as jit
 
     device = params[0].device
-    lines: Lines = "tiles" if variant == "paper" else "both"
     shared = {"scales": constants(scales, device), "lr": lr, "keep": keep, **_number_kinds(lr, keep)}
     with on_device(params[0]):
-        for launch in launches((grads, buffers, params), primary=1, lines=lines):
+        for launch in found:
             move_and_measure = _paper_divisors if variant == "paper" else _spectral_divisors
             divisors = move_and_measure(launch, moving, gate)
             jit.auon_kernel[(launch.programs,)](
@@ -184,13 +187,21 @@ def _paper_divisors(launch: Launch, moving: Moving, gate: Tensor | None) -> Tens
     return divisors
 
 
-def _takes(
-    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor], scales: Sequence[float]
-) -> bool:
+def _launches(
+    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor], scales: Sequence[float], lines: Lines
+) -> list[Launch] | None:
+    """The launches of a step; None where its tensors are not taken."""
     if len(scales) != len(params):
         raise ValueError(f"scales must be a number a parameter, got {len(scales)} for {len(params)}")
-    matrices = all(tensor.ndim >= 2 for tensor in params)
-    return matrices and takes(reads=grads, writes=params, buffers=buffers)
+    if not params:
+        return []
+    if not available(params[0].device) or any(tensor.ndim < 2 for tensor in params):
+        return None
+    sides = {"grads": grads, "buffers": buffers, "params": params}
+    try:
+        return launches(sides, written=("buffers", "params"), primary=1, lines=lines)
+    except TypeError:
+        return None
 
 
 def _floats(device: torch.device, count: int) -> Tensor:

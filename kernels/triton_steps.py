@@ -16,40 +16,16 @@ finite_gate          4 and 2: gradient read
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from orthoopt.kernels.blocks import COLS, ROWS
-from orthoopt.kernels.pointer_table import Launch, constants, launches
+from orthoopt.kernels.device_cache import constants
+from orthoopt.kernels.pointer_table import Launch, launches
 from orthoopt.kernels.reference_steps import Moving
-from orthoopt.kernels.triton_support import available
-
-STORED = (torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes of gradients, parameters, outs and updates; buffers are float32."""
-
-
-def takes(*, reads: Iterable[Tensor] = (), writes: Iterable[Tensor] = (), buffers: Iterable[Tensor] = ()) -> bool:
-    """Whether the ops take these tensors: dtypes in :data:`STORED`, buffers float32, one device that Triton serves.
-
-    Args:
-        reads: what is only read; strides are free.
-        writes: what is written; elements must not share memory.
-        buffers: what is written and must be float32.
-    """
-    reads, writes, buffers = list(reads), list(writes), list(buffers)
-    every = [*reads, *writes, *buffers]
-    if not every:
-        return False
-    device = every[0].device
-    return (
-        available(device)
-        and all(_is_plain(tensor) and tensor.device == device and tensor.dtype in STORED for tensor in every)
-        and all(tensor.dtype == torch.float32 for tensor in buffers)
-        and not any(_overlaps(tensor) for tensor in (*writes, *buffers))
-    )
 
 
 def momentum_into(
@@ -74,21 +50,20 @@ def momentum_into(
 
     Raises:
         ValueError: lists that differ in length or shape, or ``peaks`` that is not as said.
-        TypeError: a dtype that is not taken.
+        TypeError: a tensor that is not taken (dtype, device, written elements that share memory), by name.
         RuntimeError: unseen tensors during the capture of a CUDA graph.
     """
     if not grads:
         return
-    _check(grads=grads, outs=outs)
-    _check((torch.float32,), buffers=buffers)
     if peaks is not None:
         if peaks.dtype != torch.float32 or peaks.shape != (len(grads),) or not peaks.is_contiguous():
             raise ValueError(f"peaks must be float32 of {len(grads)} elements, contiguous, got {_spell(peaks)}")
         peaks = peaks.zero_().view(torch.int32)
     from orthoopt.kernels.triton_jit_steps import momentum_kernel
 
+    sides = {"grads": grads, "buffers": buffers, "outs": outs}
     with on_device(grads[0]):
-        for launch in launches((grads, buffers, outs), primary=1):
+        for launch in launches(sides, written=("buffers", "outs"), primary=1):
             grad, buffer, out = map(triton_dtype, launch.dtypes)
             momentum_kernel[(launch.programs,)](
                 launch.pointers, launch.records, launch.owners, *moving, gate, peaks,
@@ -116,19 +91,18 @@ def subtract_updates(
 
     Raises:
         ValueError: lists that differ in length or shape.
-        TypeError: a dtype that is not taken.
+        TypeError: a tensor that is not taken (dtype, device, written elements that share memory), by name.
         RuntimeError: unseen tensors during the capture of a CUDA graph.
     """
     if not params:
         return
-    _check(params=params, updates=updates)
     if len(scales) != len(params):
         raise ValueError(f"scales must be a number a parameter, got {len(scales)} for {len(params)}")
     from orthoopt.kernels.triton_jit_steps import subtract_kernel
 
     device_scales = constants(scales, params[0].device)
     with on_device(params[0]):
-        for launch in launches((params, updates)):
+        for launch in launches({"params": params, "updates": updates}, written=("params",)):
             param, update = map(triton_dtype, launch.dtypes)
             subtract_kernel[(launch.programs,)](
                 launch.pointers, launch.records, launch.owners, device_scales, lr, keep,
@@ -145,15 +119,14 @@ def finite_gate(grads: Sequence[Tensor]) -> Tensor:
         grads: float32, bfloat16 or float16, at least one, all on one device.
 
     Raises:
-        TypeError: a dtype that is not taken.
+        TypeError: a tensor that is not taken (dtype, device, written elements that share memory), by name.
         RuntimeError: unseen tensors during the capture of a CUDA graph.
     """
-    _check(grads=grads)
     from orthoopt.kernels.triton_jit_steps import finite_kernel
 
     gate = torch.ones((), dtype=torch.float32, device=grads[0].device)
     with on_device(grads[0]):
-        for launch in launches((grads,)):
+        for launch in launches({"grads": grads}):
             (grad,) = map(triton_dtype, launch.dtypes)
             finite_kernel[(launch.programs,)](
                 launch.pointers, launch.records, launch.owners, gate,
@@ -176,7 +149,7 @@ def tiling(launch: Launch) -> dict[str, Any]:
 
 def triton_dtype(dtype: torch.dtype) -> Any:
     """Triton's name for a dtype of torch."""
-    import triton.language as tl
+    import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
 
@@ -184,28 +157,6 @@ def triton_dtype(dtype: torch.dtype) -> Any:
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Launches go to the current device: make it the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
-def _check(allowed: Sequence[torch.dtype] = STORED, **lists: Sequence[Tensor]) -> None:
-    for name, tensors in lists.items():
-        for index, tensor in enumerate(tensors):
-            if tensor.dtype not in allowed:
-                names = " or ".join(str(dtype) for dtype in allowed)
-                raise TypeError(f"{name}[{index}] must be {names}, got {tensor.dtype}")
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-
-
-def _overlaps(tensor: Tensor) -> bool:
-    """Whether elements may share memory: some step does not leave the extent of the shorter ones behind."""
-    reach = 0
-    for step, size in sorted((step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1):
-        if step <= reach:
-            return True
-        reach += step * (size - 1)
-    return False
 
 
 def _spell(tensor: Tensor) -> str:

@@ -54,7 +54,9 @@ def _recent() -> bool:
         return False
     if found < OLDEST:
         spelled, oldest = ".".join(map(str, found)), ".".join(map(str, OLDEST))
-        _log.warning("Triton %s is older than %s: orthoopt uses torch operations instead of its kernels", spelled, oldest)
+        _log.warning(
+            "Triton %s is older than %s: orthoopt uses torch operations instead of its kernels", spelled, oldest
+        )
         return False
     return True
 
