@@ -120,6 +120,8 @@ def _with_addresses(
     """The plan of this outline, made if need be, with the tensors' addresses filled in."""
     primary, lines, device, *_ = outline[0]
     plan = _plans.get(outline, device, lambda: _with_uploads(_make_plan(sides, primary, lines, device)))
+    if not plan.launches:  # no elements at all
+        return [], []
     addresses = [sides[side][item].data_ptr() + offset for side, item, offset in plan.addresses]
     upload = Upload([torch.tensor(addresses, dtype=torch.int64)], device)
     parts = upload.tensors[0].split([launch.records.shape[0] * len(sides) for launch in plan.launches])

@@ -28,7 +28,7 @@ from orthoopt.kernels.triton_jit_lines import (
     total,
     total_over_parts,
 )
-from orthoopt.kernels.triton_jit_steps import find_tile, is_open, tile_mask
+from orthoopt.kernels.triton_jit_steps import find_tile, tile_mask
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def store_sums(record, matrix, i, j, partials, for_rows, for_cols, TILE_R: tl.co
     tl.store(of_cols, tl.sum(for_cols, 0), mask=in_cols)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["pointers"])
 def sums_kernel(
     pointers, records, owners, decay, weight, from_grad, from_buffer, gate, partials,
     GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
@@ -51,7 +51,7 @@ def sums_kernel(
 ):  # fmt: skip
     """Momentum moves; sums of magnitudes of a tile's rows and columns."""
     entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C)
-    exists = tile_mask(record, i, j, is_open(gate), ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
+    exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = move(
         pointers, entry, record, matrix, i, j, exists, decay, weight, from_grad, from_buffer,
         GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
@@ -71,7 +71,7 @@ def add_sums_kernel(sets, owners, partials, lines, tops):
     tl.store(tops + tl.program_id(0), tl.max(sums, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["pointers"])
 def schur_kernel(
     pointers, records, owners, from_grad, from_buffer, gate, lines, tops, partials, squares, HAS_GRAD: tl.constexpr,
     GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
@@ -83,7 +83,7 @@ def schur_kernel(
     X is divided by its largest row sum, so that products of three entries have room in float32.
     """
     entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C, True)
-    exists = tile_mask(record, i, j, is_open(gate), ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
+    exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = signal_of(
         pointers, entry, record, matrix, i, j, exists, from_grad, from_buffer,
         GRAD, GRAD_ORDER, BUFFER_ORDER, HAS_GRAD, ALIGNED, TILE_R, TILE_C,
@@ -131,7 +131,7 @@ def spectral_divisor_kernel(sets, owners, tops, ratios, sums, divisors):
         tl.store(divisors + first, greatest(tops, first, row_blocks) * bound)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["pointers"])
 def auon_kernel(
     pointers, records, owners, from_grad, from_buffer, gate, divisors, scales, lr, keep,
     LR_TENSOR: tl.constexpr, KEEP_TENSOR: tl.constexpr, TILES: tl.constexpr, HAS_GRAD: tl.constexpr,
@@ -145,7 +145,7 @@ def auon_kernel(
     TILES: divisors are blocks of tiles apart, not of rows, and this is the second pass, not the third.
     """
     entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C, TILES)
-    exists = tile_mask(record, i, j, is_open(gate), ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
+    exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = signal_of(
         pointers, entry, record, matrix, i, j, exists, from_grad, from_buffer,
         GRAD, GRAD_ORDER, BUFFER_ORDER, HAS_GRAD, ALIGNED, TILE_R, TILE_C,

@@ -20,14 +20,14 @@ from orthoopt.kernels.triton_jit_lines import (
     move,
     one_for_zero,
 )
-from orthoopt.kernels.triton_jit_steps import find_tile, is_open, tile_mask
+from orthoopt.kernels.triton_jit_steps import find_tile, tile_mask
 
 # Terms of sinh²; the seventh is 9.4e-8 of z¹⁴, and |z| is at most one.
 POWERS = tl.constexpr(6)
 SET_ELEMENTS = tl.constexpr(6)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"], do_not_specialize_on_alignment=["pointers"])
 def powers_kernel(
     pointers, records, owners, decay, weight, from_grad, from_buffer, gate, moments, stride,
     GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
@@ -36,7 +36,7 @@ def powers_kernel(
 ):  # fmt: skip
     """Momentum moves; the moments of each tile, ``(1 + POWERS, tiles)``."""
     entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C)
-    exists = tile_mask(record, i, j, is_open(gate), ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
+    exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = move(
         pointers, entry, record, matrix, i, j, exists, decay, weight, from_grad, from_buffer,
         GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
@@ -66,7 +66,7 @@ def total_moment(moments, stride, first, count, unit, K: tl.constexpr):
     return tl.sum(sums, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride", "added_stride"])
 def add_powers_kernel(sets, owners, moments, stride, added, added_stride):
     """Moments of tiles added up, block by block of tiles of one matrix."""
     record, matrix, line = find_lines(sets, owners)
@@ -80,7 +80,7 @@ def add_powers_kernel(sets, owners, moments, stride, added, added_stride):
         tl.store(place, total_moment(moments, stride, first, count, one_for_zero(peak), k))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"])
 def paper_divisor_kernel(sets, owners, added, stride, divisors):
     """‖X‖_F·r of each matrix, at the place of its first block of tiles."""
     record, matrix, line = find_lines(sets, owners)

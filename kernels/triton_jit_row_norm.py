@@ -25,12 +25,12 @@ from orthoopt.kernels.triton_jit_lines import (
     subtract,
     total,
 )
-from orthoopt.kernels.triton_jit_steps import find_tile, is_open, tile_mask
+from orthoopt.kernels.triton_jit_steps import find_tile, tile_mask
 
 DAMPING, FLOOR = tl.constexpr(1e-5), tl.constexpr(1e-8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["pointers"])
 def row_moments_kernel(
     pointers, records, owners, decay, weight, from_grad, from_buffer, gate, peaks, squares,
     GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
@@ -39,7 +39,7 @@ def row_moments_kernel(
 ):  # fmt: skip
     """Momentum moves. Of each row's part in a tile: its largest magnitude, and the sum of squares divided by that."""
     entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C)
-    exists = tile_mask(record, i, j, is_open(gate), ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
+    exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = move(
         pointers, entry, record, matrix, i, j, exists, decay, weight, from_grad, from_buffer,
         GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
@@ -83,7 +83,7 @@ def row_lengths_kernel(sets, owners, peaks, squares, lengths, sums):
     tl.store(sums + tl.program_id(0), tl.sum(wide * wide, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["pointers"])
 def row_norm_kernel(
     pointers, records, owners, from_grad, from_buffer, gate, lengths, sums, scales, lr, keep,
     LR_TENSOR: tl.constexpr, KEEP_TENSOR: tl.constexpr, EPS_MODE: tl.constexpr, HAS_GRAD: tl.constexpr,
@@ -94,7 +94,7 @@ def row_norm_kernel(
 ):  # fmt: skip
     """``param ← keep·param − lr·scale·row/damped(‖row‖)``."""
     entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C, True)
-    exists = tile_mask(record, i, j, is_open(gate), ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
+    exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = signal_of(
         pointers, entry, record, matrix, i, j, exists, from_grad, from_buffer,
         GRAD, GRAD_ORDER, BUFFER_ORDER, HAS_GRAD, ALIGNED, TILE_R, TILE_C,

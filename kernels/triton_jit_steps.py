@@ -3,7 +3,8 @@
 A program does one tile of one entry of a table (:mod:`orthoopt.kernels.pointer_table`). Addresses and strides come from
 device memory, so the compiler is told where they are multiples of a vector: ALIGNED. Which dimension of a side is
 contiguous is known when compiling, so that each side is read and written along its own storage, and tiles are
-transposed on chip where two sides differ.
+transposed on chip where two sides differ. Tables are parts of longer tensors, aligned or not, which is no reason to
+compile a kernel twice.
 """
 
 # mypy: disable-error-code="no-untyped-def, import-untyped, import-not-found"
@@ -37,19 +38,21 @@ def find_tile(
 
 @triton.jit
 def tile_mask(
-    record, tile_row, tile_col, moves,
+    record, tile_row, tile_col, gate,
     ROW_VECTORS: tl.constexpr, COL_VECTORS: tl.constexpr, TILE_R: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
-    """Which elements of a tile exist, and nothing where ``moves`` is false."""
+    """Which elements of a tile exist; none where there is a gate and it is closed."""
     rows = tl.load(record + 1) - tile_row.to(tl.int64) * TILE_R
     cols = tl.load(record + 2) - tile_col.to(tl.int64) * TILE_C
     rows = tl.minimum(rows, TILE_R).to(tl.int32)
     cols = tl.minimum(cols, TILE_C).to(tl.int32)
+    if gate is not None:
+        rows = tl.where(tl.load(gate) > 0, rows, 0)
     if ROW_VECTORS:
         cols = tl.multiple_of(cols, VECTOR)
     if COL_VECTORS:
         rows = tl.multiple_of(rows, VECTOR)
-    return (tl.arange(0, TILE_R) < rows)[:, None] & (tl.arange(0, TILE_C) < cols)[None, :] & moves
+    return (tl.arange(0, TILE_R) < rows)[:, None] & (tl.arange(0, TILE_C) < cols)[None, :]
 
 
 @triton.jit
@@ -93,21 +96,12 @@ def number(value, IS_TENSOR: tl.constexpr):
 
 
 @triton.jit
-def is_open(gate):
-    """Whether a gate lets a step happen; None does."""
-    if gate is None:
-        return True
-    else:
-        return tl.load(gate) > 0
-
-
-@triton.jit
 def magnitude_bits(x):
     """|x| of float32 as an integer of the same order; NaN is above infinity."""
     return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["pointers"])
 def momentum_kernel(
     pointers, records, owners, decay, weight, from_grad, from_buffer, gate, peaks,
     FIELDS: tl.constexpr, GRAD: tl.constexpr, BUFFER: tl.constexpr, OUT: tl.constexpr,
@@ -117,16 +111,16 @@ def momentum_kernel(
 ):  # fmt: skip
     """``buffer ← decay·buffer + weight·grad``; ``out ← from_grad·grad + from_buffer·buffer``; the largest |out|."""
     entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C)
-    moves = is_open(gate)
-    exists = tile_mask(record, i, j, True, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
+    exists = tile_mask(record, i, j, None, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
+    moves = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     grad_tile = tile_of(pointers, entry, record, matrix, i, j, 0, 3, GRAD, GRAD_ORDER, ALIGNED, TILE_R, TILE_C)
     buffer_tile = tile_of(pointers, entry, record, matrix, i, j, 1, 3, BUFFER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C)
     out_tile = tile_of(pointers, entry, record, matrix, i, j, 2, 3, OUT, OUT_ORDER, ALIGNED, TILE_R, TILE_C)
     # A closed gate reads no gradient, so what is in it cannot matter.
-    grad = tl.load(grad_tile, mask=exists & moves, other=0).to(tl.float32)
+    grad = tl.load(grad_tile, mask=moves, other=0).to(tl.float32)
     buffer = tl.load(buffer_tile, mask=exists, other=0)
     buffer = tl.where(moves, decay * buffer + weight * grad, buffer)
-    tl.store(buffer_tile, buffer, mask=exists & moves)
+    tl.store(buffer_tile, buffer, mask=moves)
     signal = (from_grad * grad + from_buffer * buffer).to(OUT)
     tl.store(out_tile, signal, mask=exists)
     if peaks is not None:
@@ -135,7 +129,7 @@ def momentum_kernel(
         tl.atomic_max(peaks + tl.load(record + 3), tl.max(tl.max(bits, 1), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["pointers"])
 def subtract_kernel(
     pointers, records, owners, scales, lr, keep,
     LR_TENSOR: tl.constexpr, KEEP_TENSOR: tl.constexpr,
@@ -146,7 +140,7 @@ def subtract_kernel(
 ):  # fmt: skip
     """``param ← keep·param − lr·scale·update``."""
     entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C)
-    exists = tile_mask(record, i, j, True, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
+    exists = tile_mask(record, i, j, None, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     param_tile = tile_of(pointers, entry, record, matrix, i, j, 0, 2, PARAM, PARAM_ORDER, ALIGNED, TILE_R, TILE_C)
     update_tile = tile_of(pointers, entry, record, matrix, i, j, 1, 2, UPDATE, UPDATE_ORDER, ALIGNED, TILE_R, TILE_C)
     param = tl.load(param_tile, mask=exists, other=0).to(tl.float32)
@@ -155,7 +149,7 @@ def subtract_kernel(
     tl.store(param_tile, (number(keep, KEEP_TENSOR) * param - factor * update).to(PARAM), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["pointers"])
 def finite_kernel(
     pointers, records, owners, gate,
     FIELDS: tl.constexpr, GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr,
@@ -164,7 +158,7 @@ def finite_kernel(
 ):  # fmt: skip
     """Write 0 to ``gate`` where a gradient holds an infinity or a NaN."""
     entry, record, matrix, i, j = find_tile(records, owners, FIELDS, TILE_R, TILE_C)
-    exists = tile_mask(record, i, j, True, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
+    exists = tile_mask(record, i, j, None, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     tile = tile_of(pointers, entry, record, matrix, i, j, 0, 1, GRAD, GRAD_ORDER, ALIGNED, TILE_R, TILE_C)
     bits = magnitude_bits(tl.load(tile, mask=exists, other=0).to(tl.float32))
     # Every writer writes the same, so their order does not matter.

@@ -32,7 +32,7 @@ from torch import Tensor
 from orthoopt.kernels.device_cache import constants
 from orthoopt.kernels.pointer_table import Launch, Lines, launches
 from orthoopt.kernels.reference_steps import Moving
-from orthoopt.kernels.triton_steps import on_device, tiling, triton_dtype
+from orthoopt.kernels.triton_steps import numbers, on_device, tiling, triton_dtype
 from orthoopt.kernels.triton_support import available
 
 EPS_MODES = ("relative", "add", "clamp")
@@ -73,13 +73,14 @@ def row_norm_step(
     """
     if eps_mode not in EPS_MODES:
         raise ValueError(f"eps_mode={eps_mode!r} must be one of {', '.join(map(repr, EPS_MODES))}")
+    moving = Moving(*map(float, moving))  # an integer would be compiled in
     found = _launches(params, grads, buffers, scales, "rows")
     if not found:
         return found is not None
     from orthoopt.kernels import triton_jit_row_norm as jit
 
     device = params[0].device
-    shared = {"scales": constants(scales, device), "lr": lr, "keep": keep, **_number_kinds(lr, keep)}
+    shared = {"scales": constants(scales, device), **numbers(lr, keep)}
     with on_device(params[0]):
         for launch in found:
             sets = launch.sets
@@ -131,13 +132,14 @@ def auon_step(
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} must be one of {', '.join(map(repr, VARIANTS))}")
+    moving = Moving(*map(float, moving))  # an integer would be compiled in
     found = _launches(params, grads, buffers, scales, "tiles" if variant == "paper" else "both")
     if not found:
         return found is not None
     from orthoopt.kernels import triton_jit_auon as jit
 
     device = params[0].device
-    shared = {"scales": constants(scales, device), "lr": lr, "keep": keep, **_number_kinds(lr, keep)}
+    shared = {"scales": constants(scales, device), **numbers(lr, keep)}
     with on_device(params[0]):
         for launch in found:
             move_and_measure = _paper_divisors if variant == "paper" else _spectral_divisors
@@ -206,10 +208,6 @@ def _launches(
 
 def _floats(device: torch.device, count: int) -> Tensor:
     return torch.empty(count, dtype=torch.float32, device=device)
-
-
-def _number_kinds(lr: float | Tensor, keep: float | Tensor) -> dict[str, bool]:
-    return {"LR_TENSOR": isinstance(lr, Tensor), "KEEP_TENSOR": isinstance(keep, Tensor)}
 
 
 def _moving_tile(launch: Launch) -> dict[str, Any]:

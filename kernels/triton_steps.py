@@ -66,7 +66,7 @@ def momentum_into(
         for launch in launches(sides, written=("buffers", "outs"), primary=1):
             grad, buffer, out = map(triton_dtype, launch.dtypes)
             momentum_kernel[(launch.programs,)](
-                launch.pointers, launch.records, launch.owners, *moving, gate, peaks,
+                launch.pointers, launch.records, launch.owners, *map(float, moving), gate, peaks,
                 GRAD=grad, BUFFER=buffer, OUT=out,
                 GRAD_ORDER=launch.orders[0], BUFFER_ORDER=launch.orders[1], OUT_ORDER=launch.orders[2],
                 **tiling(launch),
@@ -105,8 +105,7 @@ def subtract_updates(
         for launch in launches({"params": params, "updates": updates}, written=("params",)):
             param, update = map(triton_dtype, launch.dtypes)
             subtract_kernel[(launch.programs,)](
-                launch.pointers, launch.records, launch.owners, device_scales, lr, keep,
-                LR_TENSOR=isinstance(lr, Tensor), KEEP_TENSOR=isinstance(keep, Tensor),
+                launch.pointers, launch.records, launch.owners, device_scales, **numbers(lr, keep),
                 PARAM=param, UPDATE=update, PARAM_ORDER=launch.orders[0], UPDATE_ORDER=launch.orders[1],
                 **tiling(launch),
             )  # fmt: skip
@@ -144,6 +143,16 @@ def tiling(launch: Launch) -> dict[str, Any]:
         "COL_VECTORS": launch.aligned and COLS in launch.orders,
         "TILE_R": launch.tile[0],
         "TILE_C": launch.tile[1],
+    }
+
+
+def numbers(lr: float | Tensor, keep: float | Tensor) -> dict[str, Any]:
+    """The arguments by which kernels take numbers of the host or of the device."""
+    return {
+        "lr": lr if isinstance(lr, Tensor) else float(lr),  # an integer would be compiled in
+        "keep": keep if isinstance(keep, Tensor) else float(keep),
+        "LR_TENSOR": isinstance(lr, Tensor),
+        "KEEP_TENSOR": isinstance(keep, Tensor),
     }
 
 
