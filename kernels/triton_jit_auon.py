@@ -45,7 +45,7 @@ def store_sums(record, matrix, i, j, partials, for_rows, for_cols, TILE_R: tl.co
 @triton.jit(do_not_specialize_on_alignment=["pointers"])
 def sums_kernel(
     pointers, records, owners, decay, weight, from_grad, from_buffer, gate, partials,
-    GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
+    HAS_GRAD: tl.constexpr, GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
     ALIGNED: tl.constexpr, ROW_VECTORS: tl.constexpr, COL_VECTORS: tl.constexpr,
     TILE_R: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
@@ -54,7 +54,7 @@ def sums_kernel(
     exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = move(
         pointers, entry, record, matrix, i, j, exists, decay, weight, from_grad, from_buffer,
-        GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
+        HAS_GRAD, GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
     )  # fmt: skip
     magnitudes = tl.abs(signal)
     store_sums(record, matrix, i, j, partials, magnitudes, magnitudes, TILE_R, TILE_C)
@@ -86,7 +86,7 @@ def schur_kernel(
     exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = signal_of(
         pointers, entry, record, matrix, i, j, exists, from_grad, from_buffer,
-        GRAD, GRAD_ORDER, BUFFER_ORDER, HAS_GRAD, ALIGNED, TILE_R, TILE_C,
+        HAS_GRAD, GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
     )  # fmt: skip
     blocks = tl.cdiv(tl.load(record + 1), LINES)
     unit = one_for_zero(greatest(tops, tl.load(record + ROW_PROGRAM) + matrix * blocks, blocks))
@@ -148,7 +148,7 @@ def auon_kernel(
     exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = signal_of(
         pointers, entry, record, matrix, i, j, exists, from_grad, from_buffer,
-        GRAD, GRAD_ORDER, BUFFER_ORDER, HAS_GRAD, ALIGNED, TILE_R, TILE_C,
+        HAS_GRAD, GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
     )  # fmt: skip
     lines = tl.load(record + 1)
     if TILES:

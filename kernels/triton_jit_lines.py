@@ -30,7 +30,7 @@ STEP = tl.constexpr(512)
 @triton.jit
 def move(
     pointers, entry, record, matrix, i, j, exists, decay, weight, from_grad, from_buffer,
-    GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
+    HAS_GRAD: tl.constexpr, GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
     ALIGNED: tl.constexpr, TILE_R: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
     """Move a tile of momentum; returns the signal, 0 outside."""
@@ -41,13 +41,16 @@ def move(
     grad = tl.load(grads, mask=exists, other=0).to(tl.float32)
     buffer = decay * tl.load(buffers, mask=exists, other=0) + weight * grad
     tl.store(buffers, buffer, mask=exists)
-    return from_grad * grad + from_buffer * buffer
+    signal = from_buffer * buffer
+    if HAS_GRAD:  # 0 times infinity is not 0
+        signal += from_grad * grad
+    return signal
 
 
 @triton.jit
 def signal_of(
     pointers, entry, record, matrix, i, j, exists, from_grad, from_buffer,
-    GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr, HAS_GRAD: tl.constexpr,
+    HAS_GRAD: tl.constexpr, GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
     ALIGNED: tl.constexpr, TILE_R: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
     """The signal of a momentum that has moved, 0 outside."""

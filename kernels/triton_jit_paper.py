@@ -30,7 +30,7 @@ SET_ELEMENTS = tl.constexpr(6)
 @triton.jit(do_not_specialize=["stride"], do_not_specialize_on_alignment=["pointers"])
 def powers_kernel(
     pointers, records, owners, decay, weight, from_grad, from_buffer, gate, moments, stride,
-    GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
+    HAS_GRAD: tl.constexpr, GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
     ALIGNED: tl.constexpr, ROW_VECTORS: tl.constexpr, COL_VECTORS: tl.constexpr,
     TILE_R: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
@@ -39,7 +39,7 @@ def powers_kernel(
     exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = move(
         pointers, entry, record, matrix, i, j, exists, decay, weight, from_grad, from_buffer,
-        GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
+        HAS_GRAD, GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
     )  # fmt: skip
     peak = tl.max(tl.max(tl.abs(signal), 1), 0)
     scaled = signal / one_for_zero(peak)

@@ -33,7 +33,7 @@ DAMPING, FLOOR = tl.constexpr(1e-5), tl.constexpr(1e-8)
 @triton.jit(do_not_specialize_on_alignment=["pointers"])
 def row_moments_kernel(
     pointers, records, owners, decay, weight, from_grad, from_buffer, gate, peaks, squares,
-    GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
+    HAS_GRAD: tl.constexpr, GRAD: tl.constexpr, GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr,
     ALIGNED: tl.constexpr, ROW_VECTORS: tl.constexpr, COL_VECTORS: tl.constexpr,
     TILE_R: tl.constexpr, TILE_C: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +42,7 @@ def row_moments_kernel(
     exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = move(
         pointers, entry, record, matrix, i, j, exists, decay, weight, from_grad, from_buffer,
-        GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
+        HAS_GRAD, GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
     )  # fmt: skip
     peak = tl.max(tl.abs(signal), 1)
     scaled = signal / one_for_zero(peak)[:, None]
@@ -97,7 +97,7 @@ def row_norm_kernel(
     exists = tile_mask(record, i, j, gate, ROW_VECTORS, COL_VECTORS, TILE_R, TILE_C)
     signal = signal_of(
         pointers, entry, record, matrix, i, j, exists, from_grad, from_buffer,
-        GRAD, GRAD_ORDER, BUFFER_ORDER, HAS_GRAD, ALIGNED, TILE_R, TILE_C,
+        HAS_GRAD, GRAD, GRAD_ORDER, BUFFER_ORDER, ALIGNED, TILE_R, TILE_C,
     )  # fmt: skip
     line, in_rows = line_places(record, matrix, i, TILE_R, 1)
     length = tl.load(lengths + tl.load(record + ROW_LINE) + line, mask=in_rows, other=0)

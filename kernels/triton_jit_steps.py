@@ -104,7 +104,7 @@ def magnitude_bits(x):
 @triton.jit(do_not_specialize_on_alignment=["pointers"])
 def momentum_kernel(
     pointers, records, owners, decay, weight, from_grad, from_buffer, gate, peaks,
-    FIELDS: tl.constexpr, GRAD: tl.constexpr, BUFFER: tl.constexpr, OUT: tl.constexpr,
+    HAS_GRAD: tl.constexpr, FIELDS: tl.constexpr, GRAD: tl.constexpr, BUFFER: tl.constexpr, OUT: tl.constexpr,
     GRAD_ORDER: tl.constexpr, BUFFER_ORDER: tl.constexpr, OUT_ORDER: tl.constexpr,
     ALIGNED: tl.constexpr, ROW_VECTORS: tl.constexpr, COL_VECTORS: tl.constexpr,
     TILE_R: tl.constexpr, TILE_C: tl.constexpr,
@@ -121,7 +121,10 @@ def momentum_kernel(
     buffer = tl.load(buffer_tile, mask=exists, other=0)
     buffer = tl.where(moves, decay * buffer + weight * grad, buffer)
     tl.store(buffer_tile, buffer, mask=moves)
-    signal = (from_grad * grad + from_buffer * buffer).to(OUT)
+    signal = from_buffer * buffer
+    if HAS_GRAD:  # 0 times infinity is not 0
+        signal += from_grad * grad
+    signal = signal.to(OUT)
     tl.store(out_tile, signal, mask=exists)
     if peaks is not None:
         bits = tl.where(exists, magnitude_bits(signal.to(tl.float32)), 0)

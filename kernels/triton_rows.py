@@ -89,7 +89,9 @@ def row_norm_step(
             lengths = _floats(device, sets.lines)
             sums = torch.empty(sets.programs, dtype=torch.float64, device=device)
             table = (launch.pointers, launch.records, launch.owners)
-            jit.row_moments_kernel[(launch.programs,)](*table, *moving, gate, peaks, squares, **_moving_tile(launch))
+            jit.row_moments_kernel[(launch.programs,)](
+                *table, *moving, gate, peaks, squares, **_signal_tile(launch, moving)
+            )
             jit.row_lengths_kernel[(sets.programs,)](sets.records, sets.owners, peaks, squares, lengths, sums)
             jit.row_norm_kernel[(launch.programs,)](
                 *table, *moving[2:], gate, lengths, sums,
@@ -161,7 +163,7 @@ def _spectral_divisors(launch: Launch, moving: Moving, gate: Tensor | None) -> T
     lines = _floats(device, sets.lines)
     tops, ratios, sums, divisors = (_floats(device, sets.programs) for _ in range(4))
     table, line_table = (launch.pointers, launch.records, launch.owners), (sets.records, sets.owners)
-    jit.sums_kernel[(launch.programs,)](*table, *moving, gate, partials, **_moving_tile(launch))
+    jit.sums_kernel[(launch.programs,)](*table, *moving, gate, partials, **_signal_tile(launch, moving))
     jit.add_sums_kernel[(sets.programs,)](*line_table, partials, lines, tops)
     jit.schur_kernel[(launch.programs,)](
         *table, *moving[2:], gate, lines, tops, partials, squares, **_signal_tile(launch, moving)
@@ -181,7 +183,14 @@ def _paper_divisors(launch: Launch, moving: Moving, gate: Tensor | None) -> Tens
     moments, added = _floats(device, count * launch.programs), _floats(device, count * sets.programs)
     divisors = _floats(device, sets.programs)
     jit.powers_kernel[(launch.programs,)](
-        launch.pointers, launch.records, launch.owners, *moving, gate, moments, launch.programs, **_moving_tile(launch)
+        launch.pointers,
+        launch.records,
+        launch.owners,
+        *moving,
+        gate,
+        moments,
+        launch.programs,
+        **_signal_tile(launch, moving),
     )
     line_table = (sets.records, sets.owners)
     jit.add_powers_kernel[(sets.programs,)](*line_table, moments, launch.programs, added, sets.programs)
@@ -210,14 +219,10 @@ def _floats(device: torch.device, count: int) -> Tensor:
     return torch.empty(count, dtype=torch.float32, device=device)
 
 
-def _moving_tile(launch: Launch) -> dict[str, Any]:
-    tile = {key: value for key, value in tiling(launch).items() if key != "FIELDS"}
-    grad, buffer, _ = launch.orders
-    return {"GRAD": triton_dtype(launch.dtypes[0]), "GRAD_ORDER": grad, "BUFFER_ORDER": buffer, **tile}
-
-
 def _signal_tile(launch: Launch, moving: Moving) -> dict[str, Any]:
-    return {"HAS_GRAD": moving.from_grad != 0, **_moving_tile(launch)}
+    tile = {key: value for key, value in tiling(launch).items() if key != "FIELDS"}
+    dtype, (grad, buffer, _) = triton_dtype(launch.dtypes[0]), launch.orders
+    return {"HAS_GRAD": moving.from_grad != 0, "GRAD": dtype, "GRAD_ORDER": grad, "BUFFER_ORDER": buffer, **tile}
 
 
 def _param_tile(launch: Launch) -> dict[str, Any]:

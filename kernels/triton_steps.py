@@ -67,7 +67,7 @@ def momentum_into(
             grad, buffer, out = map(triton_dtype, launch.dtypes)
             momentum_kernel[(launch.programs,)](
                 launch.pointers, launch.records, launch.owners, *map(float, moving), gate, peaks,
-                GRAD=grad, BUFFER=buffer, OUT=out,
+                HAS_GRAD=moving.from_grad != 0, GRAD=grad, BUFFER=buffer, OUT=out,
                 GRAD_ORDER=launch.orders[0], BUFFER_ORDER=launch.orders[1], OUT_ORDER=launch.orders[2],
                 **tiling(launch),
             )  # fmt: skip

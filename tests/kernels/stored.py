@@ -1,4 +1,4 @@
-"""Tensors stored in awkward ways inside memory full of not-a-number, and a check that nothing beside them was written."""
+"""Tensors stored in awkward ways in memory full of not-a-number, and a check that nothing beside them was written."""
 
 from __future__ import annotations
 

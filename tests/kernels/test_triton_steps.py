@@ -1,4 +1,4 @@
-"""The elementwise Triton kernels against the reference in float64, interpreted: ragged shapes, strides, dtypes, gates."""
+"""The elementwise Triton kernels against the reference in float64, interpreted: shapes, strides, dtypes, gates."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from orthoopt.kernels.reference_steps import Moving
 pytestmark = [needs_triton, interpreted]
 
 # A launch costs the interpreter a tenth of a second; HYPOTHESIS_PROFILE=thorough draws as many times more as elsewhere.
-FEW = settings.default.max_examples // 4  # type: ignore[attr-defined]
+FEW = settings.default.max_examples // 5  # type: ignore[attr-defined]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Past one tile in each direction, multiples of a vector or not, more dimensions than a tile has, one element, none.
-SHAPES = ((70, 300), (72, 264), (3, 40, 50), (2, 3, 8, 24), (2, 2, 3, 4, 5), (4100,), (33, 1), (1, 9), (), (0, 5))
+SHAPES = ((33, 130), (40, 136), (3, 9, 70), (2, 3, 8, 24), (2, 2, 3, 4, 5), (4100,), (33, 1), (1, 9), (), (0, 5))
 MOVINGS = (
     Moving(0.95, 0.05),
     Moving(0.9, 1.0),
@@ -31,13 +31,13 @@ MOVINGS = (
     Moving(1, 0, 1, 0),
 )
 
-shapes = st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3)
+shapes = st.lists(st.sampled_from(SHAPES), min_size=1, max_size=2)
 sides = st.builds(Side, st.sampled_from(LAYOUTS), st.sampled_from(DTYPES))
 movings = st.sampled_from(MOVINGS)
 seeds = st.integers(0, 2**31)
 
 
-@settings(max_examples=2 * FEW)
+@settings(max_examples=FEW)
 @given(shapes, st.tuples(sides, sides, sides), movings, st.sampled_from([None, 1.0, 2.0]), seeds)
 def test_momentum(
     shapes: list[tuple[int, ...]], sides: tuple[Side, Side, Side], moving: Moving, gate: float | None, seed: int
@@ -71,6 +71,7 @@ def test_finite_gate(shapes: list[tuple[int, ...]], side: Side, bad: float | Non
     check_finite_gate([*shapes, (5, 7)], side, bad, place, seed, "cpu")
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's own
 def test_peaks_show_what_is_not_finite() -> None:
     grads = [torch.tensor([1.0, value, -3.0]) for value in (2.0, math.nan, -math.inf)]
     buffers, outs = [torch.zeros(3) for _ in grads], [torch.empty(3) for _ in grads]
