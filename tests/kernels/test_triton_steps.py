@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from interpreter import interpreted, needs_triton
 from step_checks import Side, check_closed_gate, check_finite_gate, check_momentum, check_subtract
@@ -18,7 +18,11 @@ from orthoopt.kernels.reference_steps import Moving
 pytestmark = [needs_triton, interpreted]
 
 # A launch costs the interpreter a tenth of a second; HYPOTHESIS_PROFILE=thorough draws as many times more as elsewhere.
-FEW = settings.default.max_examples // 5  # type: ignore[attr-defined]
+# Making a failure small would take minutes.
+few = settings(
+    max_examples=settings.default.max_examples // 5,  # type: ignore[attr-defined]
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Past one tile in each direction, multiples of a vector or not, more dimensions than a tile has, one element, none.
@@ -37,7 +41,7 @@ movings = st.sampled_from(MOVINGS)
 seeds = st.integers(0, 2**31)
 
 
-@settings(max_examples=FEW)
+@few
 @given(shapes, st.tuples(sides, sides, sides), movings, st.sampled_from([None, 1.0, 2.0]), seeds)
 def test_momentum(
     shapes: list[tuple[int, ...]], sides: tuple[Side, Side, Side], moving: Moving, gate: float | None, seed: int
@@ -45,7 +49,7 @@ def test_momentum(
     check_momentum(shapes, sides, moving, gate, seed, "cpu")
 
 
-@settings(max_examples=FEW)
+@few
 @given(shapes, st.tuples(sides, sides, sides), movings, seeds)
 def test_a_closed_gate_keeps_bits(
     shapes: list[tuple[int, ...]], sides: tuple[Side, Side, Side], moving: Moving, seed: int
@@ -56,7 +60,7 @@ def test_a_closed_gate_keeps_bits(
 numbers = st.sampled_from(["number", "float32", "float64"])
 
 
-@settings(max_examples=FEW)
+@few
 @given(shapes, st.tuples(sides, sides), st.tuples(numbers, numbers), seeds)
 def test_subtract(shapes: list[tuple[int, ...]], sides: tuple[Side, Side], numbers: tuple[str, str], seed: int) -> None:
     check_subtract(shapes, sides, numbers, seed, "cpu")
@@ -65,7 +69,7 @@ def test_subtract(shapes: list[tuple[int, ...]], sides: tuple[Side, Side], numbe
 bad_values = st.sampled_from([None, math.nan, math.inf, -math.inf])
 
 
-@settings(max_examples=FEW)
+@few
 @given(shapes, sides, bad_values, st.integers(0, 2**20), seeds)
 def test_finite_gate(shapes: list[tuple[int, ...]], side: Side, bad: float | None, place: int, seed: int) -> None:
     check_finite_gate([*shapes, (5, 7)], side, bad, place, seed, "cpu")
