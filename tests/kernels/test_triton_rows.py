@@ -31,13 +31,13 @@ pytestmark = [needs_triton, interpreted]
 # A step costs the interpreter a quarter of a second; HYPOTHESIS_PROFILE=thorough draws as many times more as elsewhere.
 # Making a failure small would take minutes.
 few = settings(
-    max_examples=settings.default.max_examples // 7,  # type: ignore[attr-defined]
+    max_examples=settings.default.max_examples // 10,  # type: ignore[attr-defined]
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 
 names = st.sampled_from(list(STEPS))
 # Past one tile in each direction, multiples of a vector or not, batches that merge and do not, one row, one column.
-shapes = st.sampled_from([(33, 130), (40, 136), (3, 9, 20), (2, 3, 8, 24), (1, 9), (17, 1), (1, 1)])
+shapes = st.sampled_from([(33, 130), (8, 136), (3, 9, 20), (2, 3, 8, 24), (1, 9), (17, 1), (1, 1)])
 layouts = st.sampled_from(LAYOUTS)
 movings = st.sampled_from([EMA, NESTEROV, HEAVY_BALL])
 
@@ -100,13 +100,13 @@ def test_the_published_factor_of_one_entry() -> None:
 
 
 def test_a_step_has_the_same_bits_whatever_stands_beside() -> None:
-    case = [matrices((9, 136), "gaussian", seed).float() for seed in range(3)]
+    case = [matrices((5, 24), "gaussian", seed).float() for seed in range(3)]
     for name, step in STEPS.items():
-        alone, beside = [torch.zeros(9, 136) for _ in case], [torch.zeros(9, 136) for _ in case]
+        alone, beside = [torch.zeros(5, 24) for _ in case], [torch.zeros(5, 24) for _ in case]
         for params, groups in ((alone, [[0], [1], [2]]), (beside, [[2, 0, 1]])):
             for group in groups:
                 chosen = [params[i] for i in group]
-                buffers = [torch.zeros(9, 136) for _ in group]
+                buffers = [torch.zeros(5, 24) for _ in group]
                 assert step.run(
                     chosen, [case[i] for i in group], buffers, NESTEROV, **step.option, scales=[1.0] * len(group),
                     lr=0.1, keep=1.0,
