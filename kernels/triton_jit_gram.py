@@ -1,4 +1,4 @@
-"""The Triton kernel of a whole Gram iteration on one matrix a program. Imports Triton: read only once it is launched."""
+"""The Triton kernel of a whole Gram iteration, one matrix a program. Imports Triton: read only once it is launched."""
 
 # mypy: disable-error-code="no-untyped-def, import-untyped"
 
@@ -7,29 +7,46 @@ import triton.language as tl
 
 
 @triton.jit
-def product(a, b, total, PRECISION: tl.constexpr):
-    """``total + a @ b`` with float32 operands."""
-    return tl.dot(a, b, total, input_precision=PRECISION)
+def iterate(gram, coefficients, first, last, at_m, at_k, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Q with Q X = the steps ``first`` to ``last`` on X, from R = X Xᵀ; R, Z and Q are held in OPERAND."""
+    q = tl.where(at_m == at_k, 1.0, 0.0).to(OPERAND)
+    zero = tl.zeros_like(gram)
+    r = gram.to(OPERAND)
+    for step in range(first, last):
+        a = tl.load(coefficients + 3 * step)
+        b = tl.load(coefficients + 3 * step + 1)
+        c = tl.load(coefficients + 3 * step + 2)
+        # The scalars stay in float32: aI + Z is never formed, its identity would swallow Z's small entries.
+        square = tl.dot(r, r, zero, input_precision=PRECISION)
+        z = (b * r.to(tl.float32) + c * square).to(OPERAND)
+        q = tl.dot(q, z, a * q.to(tl.float32), input_precision=PRECISION).to(OPERAND)
+        if step + 1 < last:
+            r = tl.dot(r, z, a * r.to(tl.float32), input_precision=PRECISION).to(OPERAND)
+            r = tl.dot(r, z, a * r.to(tl.float32), input_precision=PRECISION).to(OPERAND)
+    return q
 
 
 @triton.jit
 def small_gram_kernel(
     x, out, coefficients, kappa,
-    size, length, steps,
+    size, length, restart, steps,
     x_batch, x_row, x_col, out_batch, out_row, out_col,
-    AOL: tl.constexpr, PRECISION: tl.constexpr, SIDE: tl.constexpr, CHUNK: tl.constexpr,
+    AOL: tl.constexpr, RESTART: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    SIDE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Normalize, iterate in Gram form and multiply out; ``(size, length)`` with size <= SIDE.
 
-    X is read twice, in chunks of CHUNK columns, and written once; R and Q never leave the chip.
+    X is read in chunks of CHUNK columns: for its Gram matrix, where RESTART is set once more for that of the step
+    ``restart``, and for the result. R and Q never leave the chip.
     """
     batch = tl.program_id(0).to(tl.int64)
     x += batch * x_batch
     out += batch * out_batch
     at_m = tl.arange(0, SIDE)[:, None]
     at_n = tl.arange(0, CHUNK)[None, :]
-    xs = x + (at_m * x_row + at_n * x_col)
+    at_k = tl.arange(0, SIDE)[None, :]
     x_step = tl.cast(x_col, tl.int64) * CHUNK
+    xs = x + (at_m * x_row + at_n * x_col)
     # R is kept of X over the largest magnitude seen so far, so that no square leaves float32.
     peak = 0.0
     gram = tl.zeros((SIDE, SIDE), tl.float32)
@@ -38,47 +55,49 @@ def small_gram_kernel(
         larger = tl.maximum(peak, tl.max(tl.max(tl.abs(chunk), 1), 0))
         divisor = tl.where(larger == 0, 1.0, larger)
         shrink = peak / divisor
-        chunk = chunk / divisor
-        gram = product(chunk, tl.trans(chunk), gram * (shrink * shrink), PRECISION)
+        scaled = (chunk / divisor).to(OPERAND)
+        gram = tl.dot(scaled, tl.trans(scaled), gram * (shrink * shrink), input_precision=PRECISION)
         peak = larger
         xs += x_step
     peak = tl.where(peak == 0, 1.0, peak)
 
-    at_k = tl.arange(0, SIDE)[None, :]
-    on_diagonal = at_m == at_k
-    # The trace is the squared norm; not-a-number there reaches every entry, as it does when a norm is taken first.
-    squared = tl.sum(tl.sum(tl.where(on_diagonal, gram, 0.0), 1), 0)
-    squared = tl.where(squared == 0, 1.0, squared)
-    norm = tl.sqrt(squared) * kappa
-    gram = gram / norm / norm
-    q = tl.where(on_diagonal, 1.0, 0.0)
+    # The trace is the squared norm. Not-a-number there reaches every entry, as where a norm is taken first.
+    squared = tl.sum(tl.where(at_m == at_k, gram, 0.0))
+    inverse = 1.0 / (tl.sqrt(tl.where(squared == 0, 1.0, squared)) * kappa)
+    gram = gram * inverse * inverse
+    factor = tl.zeros((SIDE,), tl.float32) + inverse
     if AOL:
         sums = tl.sum(tl.abs(gram), 1)
         rows = 1.0 / tl.sqrt(tl.where(sums > 0, sums, 1.0))
-        # R is symmetric, so what was summed along one side is wanted along the other too.
+        # Summed along the other side too, for the same numbers in the other layout.
         sums = tl.sum(tl.abs(gram), 0)
-        cols = 1.0 / tl.sqrt(tl.where(sums > 0, sums, 1.0))
-        gram = gram * rows[:, None] * cols[None, :]
-    for step in range(0, steps):
-        a = tl.load(coefficients + 3 * step)
-        b = tl.load(coefficients + 3 * step + 1)
-        c = tl.load(coefficients + 3 * step + 2)
-        z = b * gram + product(c * gram, gram, tl.zeros((SIDE, SIDE), tl.float32), PRECISION)
-        q = product(q, z, a * q, PRECISION)
-        if step + 1 < steps:
-            gram = product(gram, z, a * gram, PRECISION)
-            gram = product(z, gram, a * gram, PRECISION)
-    if AOL:
-        q = q * cols[None, :]
-    q = q / norm
+        gram = gram * rows[:, None] * (1.0 / tl.sqrt(tl.where(sums > 0, sums, 1.0)))[None, :]
+        factor = factor * rows
+
+    zero = tl.zeros((SIDE, CHUNK), tl.float32)
+    q = iterate(gram, coefficients, 0, restart, at_m, at_k, OPERAND, PRECISION)
+    before = q
+    if RESTART:
+        gram = tl.zeros((SIDE, SIDE), tl.float32)
+        xs = x + (at_m * x_row + at_n * x_col)
+        for start in range(0, length, CHUNK):
+            chunk = tl.load(xs, mask=(at_m < size) & (at_n < length - start), other=0.0).to(tl.float32)
+            scaled = (chunk / peak * factor[:, None]).to(OPERAND)
+            scaled = tl.dot(before, scaled, zero, input_precision=PRECISION).to(OPERAND)
+            gram = tl.dot(scaled, tl.trans(scaled), gram, input_precision=PRECISION)
+            xs += x_step
+        q = iterate(gram, coefficients, restart, steps, at_m, at_k, OPERAND, PRECISION)
 
     xs = x + (at_m * x_row + at_n * x_col)
     outs = out + (at_m * out_row + at_n * out_col)
     out_step = tl.cast(out_col, tl.int64) * CHUNK
     for start in range(0, length, CHUNK):
         inside = (at_m < size) & (at_n < length - start)
-        chunk = tl.load(xs, mask=inside, other=0.0).to(tl.float32) / peak
-        update = product(q, chunk, tl.zeros((SIDE, CHUNK), tl.float32), PRECISION)
+        chunk = tl.load(xs, mask=inside, other=0.0).to(tl.float32)
+        scaled = (chunk / peak * factor[:, None]).to(OPERAND)
+        if RESTART:
+            scaled = tl.dot(before, scaled, zero, input_precision=PRECISION).to(OPERAND)
+        update = tl.dot(q, scaled, zero, input_precision=PRECISION)
         tl.store(outs, update.to(out.dtype.element_ty), mask=inside)
         xs += x_step
         outs += out_step
