@@ -13,7 +13,15 @@ from torch import Tensor
 
 from orthoopt.kernels import reference
 from orthoopt.kernels.triton_cutover import prefers_library
-from orthoopt.kernels.triton_launch import Scalar, as_batch, as_scalar, launch_axpy, launch_symmetric
+from orthoopt.kernels.triton_launch import (
+    Scalar,
+    as_batch,
+    as_scalar,
+    launch_axpy,
+    launch_symmetric,
+    on_device,
+    stored,
+)
 from orthoopt.kernels.triton_support import available
 from orthoopt.kernels.triton_tuning import Config, default_config, tuned_config, wants_autotuning
 
@@ -105,7 +113,7 @@ def _symmetric_now(
         launch_symmetric(as_batch(left), as_batch(right), c, as_scalar(alpha), as_scalar(beta), target, config)
 
     _launch("symmetric", config, (op, left.shape), (left, right, target), run)
-    return _stored(out, target)
+    return stored(out, target)
 
 
 def _symmetric_reference(
@@ -129,26 +137,18 @@ def _axpy_now(x: Tensor, b: Tensor, scalar: Scalar, alpha: Scalar, out: Tensor |
         launch_axpy(as_batch(x), as_batch(b), as_scalar(scalar), as_scalar(alpha), target, config)
 
     _launch("rectangular", config, ("axpy_matmul", x.shape), (x, b, target), run)
-    return _stored(out, target)
+    return stored(out, target)
 
 
 def _launch(
     kind: str, config: Config, key: tuple[object, ...], tensors: Sequence[Tensor], run: Callable[[Config], None]
 ) -> None:
     first = tensors[0]
-    if wants_autotuning(first.device):
-        key = (*key, *(tensor.stride() for tensor in tensors), first.dtype, first.device)
-        config = tuned_config(kind, key, first.dtype, first.device, run)
-    if first.is_cuda and first.device.index != torch.cuda.current_device():
-        with torch.cuda.device(first.device):  # Triton launches on the current device
-            run(config)
-    else:
+    with on_device(first.device):
+        if wants_autotuning(first.device):
+            key = (*key, *(tensor.stride() for tensor in tensors), first.dtype, first.device)
+            config = tuned_config(kind, key, first.dtype, first.device, run)
         run(config)
-
-
-def _stored(out: Tensor, target: Tensor) -> Tensor:
-    """``out``, holding what was written to a copy where its leading dimensions do not merge."""
-    return out if target.data_ptr() == out.data_ptr() else out.copy_(target.view(out.shape))
 
 
 def _split(value: Scalar) -> tuple[float, Tensor | None]:

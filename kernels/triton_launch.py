@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 import torch
@@ -74,6 +75,18 @@ def launch_axpy(x: Tensor, b: Tensor, scalar: Scalar, alpha: Scalar, out: Tensor
 def as_batch(x: Tensor) -> Tensor:
     """``x`` with exactly one leading dimension; a view, unless several leading dimensions do not merge."""
     return x.unsqueeze(0) if x.ndim == 2 else x.flatten(0, -3)
+
+
+def stored(out: Tensor, target: Tensor) -> Tensor:
+    """``out``, holding what was written to ``target``: a copy where :func:`as_batch` made one, else itself."""
+    return out if target.data_ptr() == out.data_ptr() else out.copy_(target.view(out.shape))
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device: make ``device`` that one."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def as_scalar(value: Scalar) -> Scalar:
