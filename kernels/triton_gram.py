@@ -48,7 +48,8 @@ def small_gram(
         coefficients: (a, b, c) of each step.
         kappa: divides the normalized matrix.
         start: "frobenius", or "aol" to scale rows by (Σⱼ|Rᵢⱼ|)^-½.
-        dtype: of the iteration, float16 or float32.
+        dtype: of the iteration, float16 or float32. Float16 only with coefficients that are bounded on [0, 1.05], as
+            :func:`orthoopt.gram_newton_schulz.check_dtype` says; that is not looked at here.
         restarts: steps, counted from 0, before which R is made anew; at most one.
         out: shaped as ``x``, any strides, the dtype of ``x``; no input.
 
