@@ -64,9 +64,10 @@ def prefers_library(op: str, batch: int, rows: int, cols: int, dtype: torch.dtyp
     gpu = gpu_class(device)
     if gpu == "interpreter":
         return False
-    measured = _nearest(read_cutover(TABLE), gpu, op, batch, rows, cols, dtype)
-    if measured is not None:
-        return measured.library_us < measured.triton_us
+    if not torch.compiler.is_compiling():  # which follows no reading of files; products decide when the graph runs
+        measured = _nearest(read_cutover(TABLE), gpu, op, batch, rows, cols, dtype)
+        if measured is not None:
+            return measured.library_us < measured.triton_us
     programs = multiprocessors(device)
     if op == "small_gram":
         return rows * cols > 2**19 and 4 * batch < programs

@@ -54,13 +54,15 @@ def takes(*matrices: Tensor | None, scalars: Sequence[Scalar] = ()) -> bool:
 def static_config(op: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Config:
     """How the kernel cuts this op on matrices of ``shape``, ``(..., rows, cols)``."""
     kind = "rectangular" if op == "axpy_matmul" else "symmetric"
-    return default_config(kind, shape[:-2].numel(), *shape[-2:], dtype, device)
+    rows, cols = shape[-2:]
+    return default_config(kind, shape[:-2].numel(), rows, cols, dtype, device)
 
 
 @lru_cache(maxsize=4096)
 def plan(op: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Config | None:
     """:func:`static_config`; None where the library is expected to be faster."""
-    if prefers_library(op, shape[:-2].numel(), *shape[-2:], dtype, device):
+    rows, cols = shape[-2:]
+    if prefers_library(op, shape[:-2].numel(), rows, cols, dtype, device):
         return None
     return static_config(op, shape, dtype, device)
 

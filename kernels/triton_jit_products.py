@@ -1,6 +1,6 @@
 """The Triton kernels of the matrix products. Imports Triton: read only once one of them is launched."""
 
-# mypy: disable-error-code="no-untyped-def, import-untyped"
+# mypy: disable-error-code="no-untyped-def"
 
 import triton
 import triton.language as tl

@@ -189,8 +189,8 @@ def tuned_config(
         run: launches the kernel once; it must be repeatable, so the output is no input.
     """
     if key not in _tuned:
-        from triton.errors import TritonError  # type: ignore[import-untyped]
-        from triton.testing import do_bench  # type: ignore[import-untyped]
+        from triton.errors import TritonError
+        from triton.testing import do_bench
 
         limit = SHARED_LIMIT[gpu_class(device)]
         times: dict[Config, float] = {}
