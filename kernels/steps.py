@@ -1,18 +1,23 @@
 """The elementwise ops of a step, each by the fastest implementation that takes its tensors.
 
-On CPUs compiled loops (:mod:`orthoopt.kernels.native_steps`), on GPUs Triton kernels, elsewhere and for whatever those
-do not take the reference.
+On CPUs compiled loops, on GPUs Triton kernels; elsewhere, and for whatever those do not take, the reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from orthoopt.kernels import reference_steps
+from orthoopt.kernels import native_steps, reference_steps, triton_rows, triton_steps
 from orthoopt.kernels.reference_steps import Moving
+from orthoopt.kernels.triton_support import INTERPRETED, available
+
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def momentum_into(
@@ -22,8 +27,16 @@ def momentum_into(
     moving: Moving,
     gate: Tensor | None = None,
 ) -> None:
-    """Move every buffer by its gradient, and write every signal; see the reference."""
-    reference_steps.momentum_into(grads, buffers, outs, moving, gate)
+    """Move every buffer by its gradient, and write every signal where it is wanted.
+
+    As :func:`orthoopt.kernels.reference_steps.momentum_into`, up to rounding.
+    """
+    if outs is not None and _takes_triton(grads, buffers, outs) and _are(torch.float32, buffers):
+        triton_steps.momentum_into(grads, buffers, outs, moving, gate)
+    elif outs is not None and _takes_native(buffers):
+        native_steps.momentum_into(grads, buffers, outs, moving, gate)
+    else:
+        reference_steps.momentum_into(grads, buffers, outs, moving, gate)
 
 
 def subtract_updates(
@@ -33,15 +46,74 @@ def subtract_updates(
     lr: float | Tensor,
     keep: float | Tensor = 1.0,
 ) -> None:
-    """``param ← keep·param − lr·scale·update``; see the reference."""
-    reference_steps.subtract_updates(params, updates, scales, lr, keep)
+    """``param ← keep·param − lr·scale·update``.
+
+    As :func:`orthoopt.kernels.reference_steps.subtract_updates`, up to rounding.
+    """
+    if _takes_triton(params, updates):
+        triton_steps.subtract_updates(params, updates, scales, lr, keep)
+    elif _takes_native(params):
+        native_steps.subtract_updates(params, updates, scales, lr, keep)
+    else:
+        reference_steps.subtract_updates(params, updates, scales, lr, keep)
 
 
-def row_norm_step(params: Sequence[Tensor], *arguments: Any, **options: Any) -> bool:
-    """A whole step of the row_norm rule; see the implementations. False where there is none for these tensors."""
-    return False
+def row_norm_step(
+    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor], moving: Moving, **terms: Any
+) -> bool:
+    """Momentum, direction of the row_norm rule, decay and update of many parameters in one or two passes.
+
+    Arguments and results as for :func:`orthoopt.kernels.triton_rows.row_norm_step`; False where there is none.
+    """
+    if _takes_triton(params, grads, buffers):
+        return triton_rows.row_norm_step(params, grads, buffers, moving, **terms)
+    return _takes_native(params) and native_steps.row_norm_step(params, grads, buffers, moving, **terms)
 
 
-def auon_step(params: Sequence[Tensor], *arguments: Any, **options: Any) -> bool:
-    """A whole step of the auon rule; see the implementations. False where there is none for these tensors."""
-    return False
+def auon_step(
+    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor], moving: Moving, **terms: Any
+) -> bool:
+    """The same for the auon rule; see :func:`orthoopt.kernels.triton_rows.auon_step`."""
+    if _takes_triton(params, grads, buffers):
+        return triton_rows.auon_step(params, grads, buffers, moving, **terms)
+    return _takes_native(params) and native_steps.auon_step(params, grads, buffers, moving, **terms)
+
+
+def all_finite(grads: Sequence[Tensor]) -> bool:
+    """Whether no tensor holds an infinity or a NaN; the host waits for it.
+
+    Args:
+        grads: any floating dtype and device.
+    """
+    return native_steps.all_finite(grads)
+
+
+def finite_gate(grads: Sequence[Tensor]) -> Tensor:
+    """1.0 if every value of every tensor is finite, else 0.0: a 0-d tensor on their device, nothing is waited for.
+
+    Args:
+        grads: any floating dtype, at least one, all on one device.
+    """
+    if _takes_triton(grads):
+        return triton_steps.finite_gate(grads)
+    peaks = torch._foreach_norm(list(grads), torch.inf)
+    return torch.stack([torch.isfinite(peak) for peak in peaks]).all().to(torch.float32)
+
+
+def _takes_triton(*lists: Sequence[Tensor]) -> bool:
+    """Whether the Triton kernels take all of these tensors; under a compiler the operations that it can fuse do."""
+    first = lists[0][0]
+    if first.device.type == "cpu" and not INTERPRETED:
+        return False
+    return available(first.device) and all(
+        type(tensor) in _PLAIN and tensor.dtype in _TRITON_DTYPES and tensor.device == first.device
+        for tensor in chain(*lists)
+    )
+
+
+def _takes_native(tensors: Sequence[Tensor]) -> bool:
+    return tensors[0].device.type == "cpu" and type(tensors[0]) in _PLAIN and native_steps.available()
+
+
+def _are(dtype: torch.dtype, tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.dtype == dtype for tensor in tensors)

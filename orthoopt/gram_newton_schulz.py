@@ -46,7 +46,7 @@ def gram_newton_schulz(
     check_dtype(table, coefficients, dtype)
     chosen = dtype or gram_dtype(x, table)
     rows, cols = x.shape[-2:]
-    form = gram_form(rows, cols, table, chosen, symmetric_share(min(rows, cols), x.device.type, chosen))
+    form = gram_form(rows, cols, table, chosen, symmetric_share(min(rows, cols), x.device, chosen))
     if restarts is not None:
         form = form._replace(restarts=tuple(sorted(set(restarts))))
     if not set(form.restarts) <= set(range(1, steps)):

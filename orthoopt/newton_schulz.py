@@ -50,7 +50,7 @@ def newton_schulz(
     table = resolve_coefficients(coefficients, steps)
     dtype = dtype or iteration_dtype(x)
     rows, cols = x.shape[-2:]
-    share = symmetric_share(min(rows, cols), x.device.type, dtype)
+    share = symmetric_share(min(rows, cols), x.device, dtype)
     chosen = choose_form(rows, cols, table, dtype, x.device.type, share, form)
     return iterate(x, table, chosen, dtype)
 

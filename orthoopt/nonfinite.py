@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from orthoopt import kernels
 from orthoopt.rules import Tensors
 
 
@@ -14,16 +15,10 @@ def host_can_read(device: torch.device) -> bool:
 
 
 def first_nonfinite(grads: Tensors) -> int | None:
-    """Index of the first tensor that holds an infinity or a NaN, or None; reads values on the host.
-
-    A finite sum proves that every term is finite, and is one pass at memory speed. The sum of finite values may
-    itself overflow, so only a suspicious one is looked at elementwise.
-    """
-    for index, grad in enumerate(grads):
-        total = grad.sum(dtype=torch.promote_types(grad.dtype, torch.float32))
-        if not torch.isfinite(total) and not torch.isfinite(grad).all():
-            return index
-    return None
+    """Index of the first tensor that holds an infinity or a NaN, or None; reads values on the host."""
+    if not grads or kernels.all_finite(grads):
+        return None
+    return next((index for index, grad in enumerate(grads) if not torch.isfinite(grad).all()), None)
 
 
 def finite_gate(grads: Tensors) -> Tensor:
@@ -33,9 +28,7 @@ def finite_gate(grads: Tensors) -> Tensor:
     the learning rate's, then loses nothing against a number on the host.
     """
     device = grads[0].device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    peaks = [peak.to(device, dtype, non_blocking=True) for peak in torch._foreach_norm(grads, torch.inf)]
-    return torch.isfinite(torch.stack(peaks)).all().to(dtype)
+    return kernels.finite_gate(grads).to(torch.float32 if device.type == "mps" else torch.float64)
 
 
 def without_nonfinite(grads: Tensors, gate: Tensor) -> list[Tensor]:

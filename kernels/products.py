@@ -1,0 +1,54 @@
+"""The matrix products of an iteration, by Triton kernels where they run and are faster, else by the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthoopt.kernels import reference, triton_products
+from orthoopt.kernels.reference import Scalar
+from orthoopt.kernels.triton_support import INTERPRETED, available
+
+_TILE = 128
+
+
+def syrk(x: Tensor, *, alpha: Scalar = 1.0, out: Tensor | None = None) -> Tensor:
+    """``alpha·X Xᵀ``; see :func:`orthoopt.kernels.reference.syrk`."""
+    return _on(x).syrk(x, alpha=alpha, out=out)
+
+
+def symm_poly(a: Tensor, linear: Scalar, quadratic: Scalar, *, out: Tensor | None = None) -> Tensor:
+    """``linear·A + quadratic·A Aᵀ`` for symmetric A; see :func:`orthoopt.kernels.reference.symm_poly`."""
+    return _on(a).symm_poly(a, linear, quadratic, out=out)
+
+
+def symm_matmul(
+    a: Tensor,
+    b: Tensor,
+    *,
+    c: Tensor | None = None,
+    beta: Scalar = 0.0,
+    alpha: Scalar = 1.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``beta·C + alpha·A B``, symmetric; see :func:`orthoopt.kernels.reference.symm_matmul`."""
+    return _on(a).symm_matmul(a, b, c=c, beta=beta, alpha=alpha, out=out)
+
+
+def axpy_matmul(x: Tensor, b: Tensor, scalar: Scalar, *, alpha: Scalar = 1.0, out: Tensor | None = None) -> Tensor:
+    """``scalar·X + alpha·B X``; see :func:`orthoopt.kernels.reference.axpy_matmul`."""
+    return _on(x).axpy_matmul(x, b, scalar, alpha=alpha, out=out)
+
+
+def symmetric_share(rows: int, device: torch.device, dtype: torch.dtype) -> float:
+    """The share of a symmetric product's entries that is computed on a device; the rest is mirrored."""
+    if device.type == "cuda" and available(device):
+        blocks = -(-rows // _TILE)
+        return (blocks + 1) / (2 * blocks)
+    return reference.symmetric_share(rows, device.type, dtype)
+
+
+def _on(x: Tensor) -> Any:
+    return triton_products if x.device.type == "cuda" or INTERPRETED else reference
