@@ -109,7 +109,7 @@ def _product(
     shape = (*a.shape[:-1], b.shape[-1])
     if isinstance(beta, Tensor) or isinstance(alpha, Tensor):
         result = _product(a, b, out=out, symmetric=symmetric).mul_(_per_matrix(alpha))
-        return result if c is None else torch.addcmul(result, c, _per_matrix(beta, c), out=result)
+        return result if c is None else result.add_(c * _per_matrix(beta))
     if c is None or beta == 0:
         c, beta = None, 0.0
     if out is None:
@@ -146,8 +146,6 @@ def _into(out: Tensor, a: Tensor, b: Tensor, c: Tensor | None, beta: float, alph
     call(out if c is None else c, a, b, beta=beta, alpha=alpha, out=out)
 
 
-def _per_matrix(scalar: Scalar, like: Tensor | None = None) -> Scalar:
-    """A scalar that broadcasts over matrices; with ``like``, as a tensor of its dtype."""
-    if isinstance(scalar, Tensor):
-        return scalar[..., None, None]
-    return scalar if like is None else torch.full((), scalar, dtype=like.dtype, device=like.device)
+def _per_matrix(scalar: Scalar) -> Scalar:
+    """A scalar that broadcasts over matrices."""
+    return scalar[..., None, None] if isinstance(scalar, Tensor) else scalar
