@@ -42,8 +42,9 @@ def axpy_matmul(x: Tensor, b: Tensor, scalar: Scalar, *, alpha: Scalar = 1.0, ou
     return _on(x).axpy_matmul(x, b, scalar, alpha=alpha, out=out)
 
 
-def symmetric_share(rows: int, device: torch.device, dtype: torch.dtype) -> float:
+def symmetric_share(rows: int, device: torch.device | str, dtype: torch.dtype) -> float:
     """The share of a symmetric product's entries that is computed on a device; the rest is mirrored."""
+    device = torch.device(device)
     if device.type == "cuda" and available(device):
         blocks = -(-rows // _TILE)
         return (blocks + 1) / (2 * blocks)

@@ -134,10 +134,8 @@ def _standard(first: Start, steps: Sequence[Triple], restarts: Sequence[int], ro
         if step:
             r = syrk(x, out=r if room.adds_identity else None)
         z, rest = _polynomial(r, a, b, c, room)
-        if scale is not None:
-            z.mul_(scale.mT)
-            scale = None
-        x = axpy_matmul(x, z, rest, out=room.long(len(steps) - step - 1))
+        x = _times(z, rest, x, scale, room, len(steps) - step - 1)
+        scale = None
         room.give(z)
     return x
 
@@ -168,16 +166,24 @@ def _gram(first: Start, steps: Sequence[Triple], restarts: Sequence[int], room: 
             q, rest = z.diagonal_scatter(z.diagonal(dim1=-2, dim2=-1) + a, dim1=-2, dim2=-1), 0.0
         if not ends:
             continue
-        if scale is not None:
-            q.mul_(scale.mT)
-            scale = None
-        x = axpy_matmul(x, q, rest, out=room.long(left))
+        x = _times(q, rest, x, scale, room, left)
+        scale = None
         room.give(q)
         q = None
         left -= 1
         if step + 1 < len(steps):
             r = syrk(x, out=r if room.adds_identity else None)
     return x
+
+
+def _times(z: Tensor, rest: float, x: Tensor, scale: Tensor | None, room: _Room, left: int) -> Tensor:
+    """``(rest·I + Z) diag(scale) X``; Z may be written."""
+    if scale is None:
+        return axpy_matmul(x, z, rest, out=room.long(left))
+    if room.adds_identity:
+        return axpy_matmul(x, z.mul_(scale.mT), rest, out=room.long(left))
+    number = scale[..., 0, 0]
+    return axpy_matmul(x, z, number * rest if rest else 0.0, alpha=number, out=room.long(left))
 
 
 _FORMS = {"standard": _standard, "gram": _gram}

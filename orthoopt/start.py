@@ -17,6 +17,8 @@ from orthoopt.kernels import syrk
 _SAFE_TRACES = {torch.float32: (1e-20, 1e30), torch.float64: (1e-200, 1e200)}
 """Between these no square that counts underflows, nor a sum of squares overflows."""
 
+_HEADROOM = 4
+
 
 class Start(NamedTuple):
     """``diag(scale)·x`` is X₀, and ``products`` its Gram matrix."""
@@ -28,19 +30,24 @@ class Start(NamedTuple):
 
 
 def start(x: Tensor, table: Table, dtype: torch.dtype) -> Start:
-    """The start where values may not be read: X is normalized before it is cast to ``dtype``.
+    """The start where values may not be read: two passes over X, one to find its largest magnitude, one to cast it.
+
+    Each matrix is multiplied by the power of two that brings that magnitude near 1/16, so that its squares are sums that
+    float16 holds too, and then cast; the trace of its Gram matrix is its norm.
 
     Args:
         x: ``(..., rows, cols)`` with rows ≤ cols.
         table: says how to normalize.
         dtype: of the iteration.
     """
-    x = normalize(x, table.kappa).to(dtype)
+    x = torch.mul(x, _power_of_two(x, _HEADROOM).to(x.dtype), out=torch.empty_like(x, dtype=dtype))
     products = syrk(x)
     if table.start == "aol":
         scale = _aol_scale(products)
-        x, products = x * scale, products * scale * scale.mT
-    return Start(x, products, None)
+        return Start(x * scale, products * scale * scale.mT, None)
+    squares = products.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=_wide(dtype))[..., None, None] * table.kappa**2
+    squares = torch.where(squares == 0, 1, squares)
+    return Start(x, products.div_(squares), squares.rsqrt())
 
 
 def start_on_host(x: Tensor, table: Table, products: Tensor) -> Start:
@@ -96,13 +103,19 @@ def _traces(products: Tensor) -> Tensor:
     return products.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64)
 
 
-def _power_of_two(x: Tensor) -> Tensor:
-    """The power of two, a matrix, that brings its largest magnitude to [½, 1); one for what has no finite one."""
-    peak = x.abs().amax((-2, -1), keepdim=True)
-    peak = torch.where(peak.isfinite(), peak, 0)
-    exponent = torch.frexp(peak).exponent
-    largest = 120 if x.dtype == torch.float32 else 1000
+def _power_of_two(x: Tensor, headroom: int = 0) -> Tensor:
+    """The power of two, a matrix, that brings its largest magnitude to [½, 1)/2^headroom; one where that is not finite.
+
+    In float32 or wider.
+    """
+    peak = torch.linalg.vector_norm(x, torch.inf, (-2, -1), keepdim=True).to(_wide(x.dtype))
+    exponent = torch.frexp(torch.where(peak.isfinite(), peak, 0)).exponent + headroom
+    largest = 1000 if peak.dtype == torch.float64 else 120
     return torch.ldexp(torch.ones_like(peak), -exponent.clamp(-largest, largest))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _aol_scale(products: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def test_the_gram_form_in_float16_stays_bounded(table: str, kind: str) -> None:
 def test_without_its_restart_float16_explodes(kind: str) -> None:
     x = momentum_like(32, 128, 1) if kind == "momentum" else matrix(32, 128, kind, 1)
     result = gram_newton_schulz(x.half(), 5, "polar_express_a_1.05", torch.float16, restarts=())
-    assert not torch.linalg.matrix_norm(result.double().nan_to_num(1e9, 1e9, 1e9), 2) < 5
+    assert not torch.linalg.matrix_norm(result.double().nan_to_num(1e9, 1e9, 1e9), 2) < 2
 
 
 def test_restarts_follow_the_growth_of_rounding() -> None:
