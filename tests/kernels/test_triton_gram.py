@@ -20,7 +20,7 @@ from orthoopt.kernels.triton_gram import small_gram
 pytestmark = [needs_triton, interpreted]
 
 HALF, SINGLE = torch.float16, torch.float32
-FEW = settings.default.max_examples // 4  # type: ignore[attr-defined]
+FEW = settings.default.max_examples // 5  # type: ignore[attr-defined]
 
 
 def table_of(name: str) -> Table:
