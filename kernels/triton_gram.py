@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from orthoopt.kernels.triton_cutover import prefers_library
-from orthoopt.kernels.triton_launch import as_batch, on_device, stored
+from orthoopt.kernels.triton_launch import OPTIONS, as_batch, on_device, stored
 from orthoopt.kernels.triton_products import check_out
 from orthoopt.kernels.triton_support import INTERPRETED, available, gpu_class
 from orthoopt.kernels.triton_tuning import GRAM_SIDES, gram_config
@@ -126,6 +126,7 @@ def _small_gram_now(
             # The interpreter has one kind of float32 product, and of the names only some versions know this one.
             PRECISION="ieee" if half or INTERPRETED else "tf32x3",
             SIDE=side, CHUNK=config.chunk, num_warps=config.warps, num_stages=config.stages,
+            **OPTIONS,
         )  # fmt: skip
     stored(out, result)
 
