@@ -8,7 +8,7 @@ and for the result (and for a restart, if there is one), and writes the result o
 - In float32 every product is made of three TF32 ones (operands split in two), which keeps 22 bits; on spectra from flat
   to rank one the result is then as far from the polynomial as with float32 products. Restarts are not needed: R of a
   null direction is off by about 1e-6, five steps raise that to at most a fifth, and only beyond one it would explode
-  (:func:`orthoopt.gram_newton_schulz.default_restarts`).
+  (:func:`orthoopt.iteration_form.default_restarts`).
 - In float16, R, Z and Q are rounded to float16 between products, as where every product is stored, and R is made anew
   where the restart stands.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from orthoopt.kernels.triton_cutover import prefers_library
-from orthoopt.kernels.triton_launch import as_batch, on_device, stored
+from orthoopt.kernels.triton_launch import OPTIONS, as_batch, on_device, stored
 from orthoopt.kernels.triton_products import check_out
 from orthoopt.kernels.triton_support import INTERPRETED, available, gpu_class
 from orthoopt.kernels.triton_tuning import GRAM_SIDES, gram_config
@@ -49,7 +49,7 @@ def small_gram(
         kappa: divides the normalized matrix.
         start: "frobenius", or "aol" to scale rows by (Σⱼ|Rᵢⱼ|)^-½.
         dtype: of the iteration, float16 or float32. Float16 only with coefficients that are bounded on [0, 1.05], as
-            :func:`orthoopt.gram_newton_schulz.check_dtype` says; that is not looked at here.
+            :func:`orthoopt.iteration_form.check_dtype` says; that is not looked at here.
         restarts: steps, counted from 0, before which R is made anew; at most one.
         out: shaped as ``x``, any strides, the dtype of ``x``; no input.
 
@@ -126,6 +126,7 @@ def _small_gram_now(
             # The interpreter has one kind of float32 product, and of the names only some versions know this one.
             PRECISION="ieee" if half or INTERPRETED else "tf32x3",
             SIDE=side, CHUNK=config.chunk, num_warps=config.warps, num_stages=config.stages,
+            **OPTIONS,
         )  # fmt: skip
     stored(out, result)
 

@@ -20,6 +20,8 @@ from orthoopt.kernels.triton_gram import small_gram
 from orthoopt.kernels.triton_measure import measure_cutover
 from orthoopt.kernels.triton_tuning import CANDIDATES, DEFAULTS, SHARED_LIMIT, Config, default_config
 
+pytestmark = pytest.mark.skipif(triton_support.INTERPRETED, reason="asks what is done without TRITON_INTERPRET")
+
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 BF16 = torch.bfloat16
 

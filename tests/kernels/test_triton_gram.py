@@ -14,13 +14,15 @@ from strategies import SPECTRA, matrix, relative_error
 from torch import Tensor
 
 from orthoopt.coefficients import Table, resolve_coefficients
-from orthoopt.gram_newton_schulz import default_restarts, gram_newton_schulz
+from orthoopt.gram_newton_schulz import gram_newton_schulz
 from orthoopt.kernels.triton_gram import small_gram
 
 pytestmark = [needs_triton, interpreted]
 
 HALF, SINGLE = torch.float16, torch.float32
-FEW = settings.default.max_examples // 4  # type: ignore[attr-defined]
+# Where float16 asks for a restart (arXiv 2608.11612); float32 is judged without.
+RESTARTS = {"polar_express_a_1.05": (2,), "muon": (3,), "quintic": (2,), "aol4": (2,)}
+FEW = settings.default.max_examples // 5  # type: ignore[attr-defined]
 
 
 def table_of(name: str) -> Table:
@@ -35,7 +37,7 @@ def on_chip(x: Tensor, name: str, dtype: torch.dtype, out: Tensor | None = None)
         kappa=table.kappa,
         start=table.start,
         dtype=dtype,
-        restarts=default_restarts(table.rows, dtype),
+        restarts=RESTARTS[name] if dtype == HALF else (),
         out=out,
     )
     assert result is not None
@@ -50,7 +52,8 @@ def exactly(x: Tensor, name: str) -> Tensor:
 
 def tolerance(x: Tensor, name: str, dtype: torch.dtype) -> float:
     """What torch loses in the same form and dtype, up to luck: a factor of four, and some roundings."""
-    torchs = gram_newton_schulz(x / x.abs().amax(), len(table_of(name).rows), name, dtype)
+    restarts = RESTARTS[name] if dtype == HALF else ()
+    torchs = gram_newton_schulz(x / x.abs().amax(), len(table_of(name).rows), name, dtype, restarts)
     return 4 * relative_error(torchs, exactly(x, name)) + (2e-5 if dtype == SINGLE else 5e-3)
 
 

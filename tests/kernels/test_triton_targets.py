@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from interpreter import needs_triton
 
+from orthoopt.kernels.triton_launch import OPTIONS
 from orthoopt.kernels.triton_support import INTERPRETED
 from orthoopt.kernels.triton_tuning import DEFAULTS, GRAM_SIDES, SHARED_LIMIT, Key, gram_config
 
@@ -51,7 +52,7 @@ def build(kernel: Any, gpu: str, dtype: str, constants: dict[str, Any], warps: i
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget("cuda", ARCHITECTURES[gpu], 32),
-        options={"num_warps": warps, "num_stages": stages},
+        options={"num_warps": warps, "num_stages": stages, **OPTIONS},
     )
     return compiled.metadata.shared, stack_bytes(compiled.asm["cubin"])
 
