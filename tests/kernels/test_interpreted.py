@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from interpreter import modules, needs_triton, rerun
+from interpreter import modules, needs_triton, rerun, runs_here
 
-pytestmark = needs_triton
+pytestmark = [needs_triton, runs_here]
 
 
 def test_kernels_in_the_interpreter() -> None:
