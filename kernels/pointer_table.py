@@ -21,6 +21,8 @@ STORED = (torch.float32, torch.bfloat16, torch.float16)
 Lines = Literal["none", "rows", "both", "tiles"]
 """What a kernel leaves partial results of: rows, rows and columns, or tiles; "none" where elements stand alone."""
 
+_PLAIN = {Tensor, torch.nn.Parameter}
+
 LINES_A_PROGRAM = 512
 """Lines whose partial results one program adds up."""
 
@@ -138,8 +140,11 @@ def _check_kinds(sides: Mapping[str, Sequence[Tensor]], tensors: Sequence[Tensor
     if len({len(side) for side in sides.values()}) != 1:
         lengths = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
         raise ValueError(f"as many tensors on every side are needed, got {lengths}")
+    # As sets: this is asked of every tensor at every step.
+    if {type(tensor) for tensor in tensors} <= _PLAIN and {tensor.layout for tensor in tensors} == {torch.strided}:
+        return
     for tensor in tensors:
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided:
+        if type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
             raise TypeError(f"kernels take dense torch.Tensor alone, got {type(tensor).__name__}, {tensor.layout}")
 
 
