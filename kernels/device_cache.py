@@ -13,8 +13,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-_CACHED = 32
-
 
 class Upload:
     """Tensors copied to a device on some stream, and other streams' right to use them."""
@@ -45,7 +43,8 @@ Made = TypeVar("Made")
 class Cache:
     """The last few things made for a key, those of captured graphs for good; ready for the current stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.recent: OrderedDict[Hashable, tuple[object, list[Upload]]] = OrderedDict()
         self.kept: dict[Hashable, tuple[object, list[Upload]]] = {}
 
@@ -64,7 +63,7 @@ class Cache:
                     "parameters, gradients and work buffers before the capture"
                 )
             found = self.recent[key] = make()
-            if len(self.recent) > _CACHED:
+            if len(self.recent) > self.size:
                 self.recent.popitem(last=False)
         elif key in self.recent:
             self.recent.move_to_end(key)
@@ -77,7 +76,7 @@ class Cache:
         return found[0]  # type: ignore[return-value]  # made by this key's own ``make``
 
 
-_constants = Cache()
+_constants = Cache(256)
 
 
 def constants(values: Sequence[float], device: torch.device) -> Tensor:

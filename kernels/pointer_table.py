@@ -21,6 +21,8 @@ STORED = (torch.float32, torch.bfloat16, torch.float16)
 Lines = Literal["none", "rows", "both", "tiles"]
 """What a kernel leaves partial results of: rows, rows and columns, or tiles; "none" where elements stand alone."""
 
+_PLAIN = {Tensor, torch.nn.Parameter}
+
 LINES_A_PROGRAM = 512
 """Lines whose partial results one program adds up."""
 
@@ -74,7 +76,8 @@ class _Plan(NamedTuple):
     upload: Upload
 
 
-_tables, _plans = Cache(), Cache()
+# A step makes a table for each of its calls; where gradients move, the old ones must age out.
+_tables, _plans = Cache(256), Cache(64)
 
 
 def launches(
@@ -100,17 +103,16 @@ def launches(
     device = tensors[0].device
     kind = (primary, lines, device, *sides)
 
-    def make() -> tuple[list[Launch] | TypeError, list[Upload]]:
-        try:
-            _check(sides, written, device)
-        except TypeError as error:
-            return error, []
+    def make() -> tuple[list[Launch] | str, list[Upload]]:
+        refusal = _refusal(sides, written, device)
+        if refusal is not None:
+            return refusal, []
         outline = (kind, tuple((pointer % 16, *layout) for pointer, *layout in layouts))
         return _with_addresses(list(sides.values()), outline)
 
     found = _tables.get((kind, layouts), device, make)
-    if isinstance(found, TypeError):  # cached like a table: who falls back asks again at every step
-        raise found
+    if isinstance(found, str):  # cached like a table: who falls back asks again at every step
+        raise TypeError(found)
     return found
 
 
@@ -138,12 +140,16 @@ def _check_kinds(sides: Mapping[str, Sequence[Tensor]], tensors: Sequence[Tensor
     if len({len(side) for side in sides.values()}) != 1:
         lengths = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
         raise ValueError(f"as many tensors on every side are needed, got {lengths}")
+    # As sets: this is asked of every tensor at every step.
+    if {type(tensor) for tensor in tensors} <= _PLAIN and {tensor.layout for tensor in tensors} == {torch.strided}:
+        return
     for tensor in tensors:
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided:
+        if type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
             raise TypeError(f"kernels take dense torch.Tensor alone, got {type(tensor).__name__}, {tensor.layout}")
 
 
-def _check(sides: Mapping[str, Sequence[Tensor]], written: Sequence[str], device: torch.device) -> None:
+def _refusal(sides: Mapping[str, Sequence[Tensor]], written: Sequence[str], device: torch.device) -> str | None:
+    """Why kernels do not take these tensors; None where they do."""
     for index, item in enumerate(zip(*sides.values(), strict=True)):
         if len({tensor.shape for tensor in item}) != 1:
             shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(sides, item, strict=True))
@@ -152,11 +158,12 @@ def _check(sides: Mapping[str, Sequence[Tensor]], written: Sequence[str], device
         allowed = (torch.float32,) if name == "buffers" else STORED
         for index, tensor in enumerate(side):
             if tensor.dtype not in allowed:
-                raise TypeError(f"{name}[{index}] must be {' or '.join(map(str, allowed))}, got {tensor.dtype}")
+                return f"{name}[{index}] must be {' or '.join(map(str, allowed))}, got {tensor.dtype}"
             if tensor.device != device:
-                raise TypeError(f"{name}[{index}] is on {tensor.device}, the first tensor on {device}")
+                return f"{name}[{index}] is on {tensor.device}, the first tensor on {device}"
             if name in written and _may_overlap(tensor):
-                raise TypeError(f"{name}[{index}] is written, but its elements share memory: strides {tensor.stride()}")
+                return f"{name}[{index}] is written, but its elements share memory: strides {tensor.stride()}"
+    return None
 
 
 def _may_overlap(tensor: Tensor) -> bool:

@@ -135,7 +135,7 @@ def finite_gate(grads: Sequence[Tensor]) -> Tensor:
 
 
 def tiling(launch: Launch) -> dict[str, Any]:
-    """The constants of a launch that every kernel takes."""
+    """The arguments by constants that every kernel of a launch takes."""
     return {
         "FIELDS": launch.records.shape[1],
         "ALIGNED": launch.aligned,
@@ -143,6 +143,8 @@ def tiling(launch: Launch) -> dict[str, Any]:
         "COL_VECTORS": launch.aligned and COLS in launch.orders,
         "TILE_R": launch.tile[0],
         "TILE_C": launch.tile[1],
+        # Scalar accesses hold an address an element: half of the elements a thread, so that registers last.
+        "num_warps": 4 if launch.aligned else 8,
     }
 
 

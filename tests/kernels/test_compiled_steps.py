@@ -12,6 +12,7 @@ import pytest
 from interpreter import needs_triton
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset"),  # Triton 3.9; either choice is right here
     needs_triton,
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted in this process"),
 ]

@@ -17,6 +17,7 @@ from orthoopt.kernels import pointer_table, triton_rows, triton_steps
 from orthoopt.kernels.reference_steps import Moving
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset"),  # Triton 3.9; either choice is right here
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; run with `make gpu`"),
     needs_triton,

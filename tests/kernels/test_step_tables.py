@@ -130,7 +130,7 @@ def test_tables_are_made_once_and_plans_outlive_moved_gradients() -> None:
 
 
 def test_a_cache_forgets_the_oldest() -> None:
-    cache, made = Cache(), []
+    cache, made = Cache(32), []
 
     def get(key: int) -> int:
         return cache.get(key, torch.device("cpu"), lambda: (made.append(key) or key, []))
