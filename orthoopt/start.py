@@ -59,7 +59,7 @@ def start_on_host(x: Tensor, table: Table, products: Tensor) -> Start:
     low, high = _SAFE_TRACES[x.dtype]
     if not all(low <= trace <= high for trace in traces.tolist()):
         safe = (traces >= low) & (traces <= high)
-        x = x * torch.where(safe[:, None, None], 1, _power_of_two(x))
+        x = x * torch.where(safe[:, None, None], 1, power_of_two(x))
         syrk(x, out=products)
         traces = _traces(products)
     if table.start == "aol":
@@ -96,8 +96,15 @@ def _traces(products: Tensor) -> Tensor:
     return products.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64)
 
 
-def _power_of_two(x: Tensor) -> Tensor:
-    """The power of two, a matrix, that brings its largest magnitude to [½, 1); one for what has no finite one."""
+def power_of_two(x: Tensor) -> Tensor:
+    """The power of two, a matrix, that brings its largest magnitude to [½, 1): multiplying by it rounds nothing.
+
+    Args:
+        x: ``(..., rows, cols)``, float32 or float64.
+
+    Returns:
+        ``(..., 1, 1)``; one for zero matrices and for those with entries that are not finite.
+    """
     peak = x.abs().amax((-2, -1), keepdim=True)
     peak = torch.where(peak.isfinite(), peak, 0)
     exponent = torch.frexp(peak).exponent
