@@ -43,8 +43,9 @@ def orthogonalize(
             ``qdwh`` and ``svd`` need none.
         method: singular values σ of the result, for those of the input relative to ‖X‖_F:
 
-            - ``"newton_schulz"``: as the coefficients say (:mod:`orthoopt.coefficients`).
-            - ``"gram"``: the same map, cheaper for matrices at least twice as long as wide; not in bfloat16.
+            - ``"newton_schulz"``: as the coefficients say (:mod:`orthoopt.coefficients`), computed in the form that is
+              cheapest for the shape (:mod:`orthoopt.iteration_form`).
+            - ``"gram"``: the same map, in Gram form whatever the shape; not in bfloat16.
             - ``"polar_express"``: 0.847 to 1.141 above 1e-3 in five steps, within 2e-3 of one in eight or more;
               float32 or wider unless ``dtype`` says otherwise.
             - ``"qdwh"``: one to rounding above :func:`orthoopt.qdwh.null_tolerance`, zero below; ``steps`` has no

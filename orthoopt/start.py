@@ -40,7 +40,7 @@ def start(x: Tensor, table: Table, dtype: torch.dtype) -> Start:
         table: says how to normalize.
         dtype: of the iteration.
     """
-    x = torch.mul(x, _power_of_two(x, _HEADROOM).to(x.dtype), out=torch.empty_like(x, dtype=dtype))
+    x = torch.mul(x, power_of_two(x, _HEADROOM).to(x.dtype), out=torch.empty_like(x, dtype=dtype))
     products = syrk(x)
     if table.start == "aol":
         scale = _aol_scale(products)
@@ -66,7 +66,7 @@ def start_on_host(x: Tensor, table: Table, products: Tensor) -> Start:
     low, high = _SAFE_TRACES[x.dtype]
     if not all(low <= trace <= high for trace in traces.tolist()):
         safe = (traces >= low) & (traces <= high)
-        x = x * torch.where(safe[:, None, None], 1, _power_of_two(x))
+        x = x * torch.where(safe[:, None, None], 1, power_of_two(x))
         syrk(x, out=products)
         traces = _traces(products)
     if table.start == "aol":
@@ -103,10 +103,16 @@ def _traces(products: Tensor) -> Tensor:
     return products.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64)
 
 
-def _power_of_two(x: Tensor, headroom: int = 0) -> Tensor:
-    """The power of two, a matrix, that brings its largest magnitude to [½, 1)/2^headroom; one where that is not finite.
+def power_of_two(x: Tensor, headroom: int = 0) -> Tensor:
+    """The power of two, a matrix, that brings its largest magnitude to [½, 1)/2^headroom; to multiply by it is exact.
 
-    In float32 or wider.
+    Args:
+        x: ``(..., rows, cols)``, floating.
+        headroom: how many powers of two lower.
+
+    Returns:
+        ``(..., 1, 1)``, float32 or wider; of zero matrices and of those with entries that are not finite as of ones
+        with a peak of one.
     """
     peak = torch.linalg.vector_norm(x, torch.inf, (-2, -1), keepdim=True).to(_wide(x.dtype))
     exponent = torch.frexp(torch.where(peak.isfinite(), peak, 0)).exponent + headroom

@@ -15,11 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import orthoopt
 from orthoopt import plans, rules
-from orthoopt.coefficients import resolve_coefficients
 from orthoopt.explain import explain
 from orthoopt.flops import FlopCounter, Flops, step_flops
 from orthoopt.gram_newton_schulz import gram_newton_schulz
-from orthoopt.iteration_form import default_restarts
 from orthoopt.newton_schulz import newton_schulz
 
 WIDE, TALL, SQUARE = (24, 56), (40, 16), (32, 32)
@@ -94,9 +92,7 @@ def test_newton_schulz_costs_what_its_formula_says(rows: int, cols: int, steps: 
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 5))
 def test_the_gram_form_costs_what_its_formula_says(rows: int, cols: int, steps: int) -> None:
     m, n = sorted((rows, cols))
-    table = resolve_coefficients("polar_express", steps)
-    assert not default_restarts(table.rows, torch.float32)
-    flops = counted(lambda x: gram_newton_schulz(x, steps, "polar_express"), empty(rows, cols)).flops
+    flops = counted(lambda x: gram_newton_schulz(x, steps, "polar_express", restarts=()), empty(rows, cols)).flops
     # 2(4k - 3)m³ + 4m²n: the first Q costs nothing, the last R is not made.
     assert flops.matmul == 2 * (4 * steps - 3) * m**3 + 4 * m * m * n
 
@@ -157,12 +153,24 @@ def test_factorizations_and_transforms_have_their_textbook_cost() -> None:
         assert not counter.unlisted
 
 
-def test_the_same_on_any_device() -> None:
-    function = rules.get("hybrid").direct
-    options = dict(rules.get("hybrid").defaults)
+@pytest.mark.parametrize("rule", ["row_norm", "auon"])
+def test_the_same_on_any_device(rule: str) -> None:
+    """Where no value is read and no form is chosen; an iteration on a CPU skips its norm."""
+    function = rules.get(rule).direct
+    options = dict(rules.get(rule).defaults)
     real = counted(lambda x: function(x, options), torch.randn(8, 20))
     meta = counted(lambda x: function(x, options), empty(8, 20))
     assert real.by_operation == meta.by_operation
+
+
+def test_what_has_no_values_is_counted_in_standard_form_and_a_cpu_does_no_more() -> None:
+    """As on an accelerator, where ``step_flops`` counts; from a side of 64 a CPU takes the form that is cheaper."""
+    for shape in ((100, 120), (80, 400), (900, 300)):
+        m, n = sorted(shape)
+        meta, real = (counted(lambda x: newton_schulz(x, 5, "muon"), x) for x in (empty(*shape), torch.randn(shape)))
+        assert meta.flops.matmul == 5 * (4 * m * m * n + 2 * m**3) >= real.flops.matmul
+        assert real.flops.other < 0.6 * meta.flops.other  # no pass over the matrix for its norm
+        assert not real.unlisted
 
 
 @pytest.mark.parametrize("rule", rules.names())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import generator, relative_error
 from torch import Tensor
@@ -54,8 +54,60 @@ def test_every_op_against_float64(
     assert torch.equal(x, kept)
 
 
-@pytest.mark.parametrize("op", ["symm_poly", "axpy_matmul"])
+def symmetric(rows: int, seed: int, batch: tuple[int, ...] = (2,)) -> Tensor:
+    return kernels.syrk(torch.randn(*batch, rows, rows + 3, generator=generator(seed))) / rows
+
+
+@given(
+    st.sampled_from([1, 7, 128, 255, 256, 300, 513]),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=25)
+def test_every_op_into_a_given_tensor_with_a_scalar_a_matrix(
+    rows: int, dtype: torch.dtype, per_matrix: bool, strided: bool
+) -> None:
+    """From a side of 256 symmetric products are computed in bands and mirrored; what stood in ``out`` is ignored."""
+    a = symmetric(rows, 1).to(dtype)
+    b = 0.5 * a + 2 * torch.eye(rows, dtype=dtype)  # commutes with a
+    x = torch.randn(2, rows, 9, generator=generator(2)).to(dtype)
+    alpha = torch.tensor([0.75, -2.0], dtype=dtype) if per_matrix else 0.75
+    beta = torch.tensor([3.0, 0.5], dtype=dtype) if per_matrix else 3.0
+    p, q = (value[:, None, None].double() if isinstance(value, Tensor) else value for value in (alpha, beta))
+
+    def poisoned(cols: int) -> Tensor:
+        return torch.full((2, rows, cols + 5 * strided), torch.nan, dtype=dtype)[..., :cols]
+
+    exact_a, exact_b, exact_x = a.double(), b.double(), x.double()
+    for result, expected in (
+        (kernels.syrk(x, alpha=alpha, out=(out := poisoned(rows))), p * (exact_x @ exact_x.mT)),
+        (kernels.symm_poly(a, beta, alpha, out=poisoned(rows)), q * exact_a + p * (exact_a @ exact_a)),
+        (kernels.symm_matmul(a, b, alpha=alpha, out=poisoned(rows)), p * (exact_a @ exact_b)),
+        (
+            kernels.symm_matmul(a, b, c=a, beta=beta, alpha=alpha, out=poisoned(rows)),
+            q * exact_a + p * (exact_a @ exact_b),
+        ),
+        (kernels.axpy_matmul(x, a, beta, alpha=alpha, out=poisoned(9)), q * exact_x + p * (exact_a @ exact_x)),
+        (kernels.axpy_matmul(x, a, 0.0, out=poisoned(9)), exact_a @ exact_x),
+    ):
+        # Sums of at most 513 terms.
+        assert relative_error(result, expected) < (5e-6 if dtype == torch.float32 else 1e-13)
+    assert out.isfinite().all()
+
+
+def test_bands_mirror_exactly() -> None:
+    product = kernels.syrk(torch.randn(3, 600, 40, generator=generator(0)))
+    upper = torch.ones(600, 600).triu(150).bool()  # above the bands' own squares
+    assert torch.equal(product[:, upper], product.mT[:, upper])
+
+
+@pytest.mark.parametrize("op", ["symm_poly", "axpy_matmul", "symm_matmul"])
 def test_results_are_new_tensors(op: str) -> None:
     x = torch.randn(3, 4, 4)
-    result = kernels.symm_poly(x, 1.0, 0.0) if op == "symm_poly" else kernels.axpy_matmul(x, x, 1.0)
+    result = {
+        "symm_poly": lambda: kernels.symm_poly(x, 1.0, 0.0),
+        "axpy_matmul": lambda: kernels.axpy_matmul(x, x, 1.0),
+        "symm_matmul": lambda: kernels.symm_matmul(x, x, c=x, beta=1.0),
+    }[op]()
     assert result.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()

@@ -17,6 +17,7 @@ from orthoopt.coefficients import TABLES, Triple, resolve_coefficients
 from orthoopt.newton_schulz import NS_DTYPES, newton_schulz
 from orthoopt.rules._base import Breaks, Equivariance, Options, register
 from orthoopt.rules._momentum import momentum_rule
+from orthoopt.start import power_of_two
 
 
 def root_direction(
@@ -48,8 +49,7 @@ def root_direction(
         The update, ``(..., rows, cols)``, in the dtype of the iteration.
     """
     x = momentum.to(torch.promote_types(momentum.dtype, torch.float32))
-    peak = x.abs().amax((-2, -1), keepdim=True)
-    x = x / torch.where(peak == 0, 1, peak)  # so that nothing below depends on the scale, to the last bit
+    x = x * power_of_two(x)  # so that nothing below depends on the scale, to the last bit
     level = entry_quantile(x, quantile) if threshold == "quantile" else rms_multiple * _rms_of_entries(x)
     chosen = coefficients_for(x.shape[-2], x.shape[-1], ns_steps, ns_coefficients)
     return newton_schulz(clip(x, level), ns_steps, chosen, NS_DTYPES[ns_dtype])
