@@ -26,7 +26,9 @@ def claim(what: str, value: float | None, limit: float, *, at_least: bool, **bes
     return {"what": what, "value": value, "limit": limit, "at_least": at_least, "holds": holds, **beside}
 
 
-def step_claims(results: Iterable[dict[str, Any]], device_type: str, bfloat16_in_hardware: bool) -> list[dict[str, Any]]:
+def step_claims(
+    results: Iterable[dict[str, Any]], device_type: str, bfloat16_in_hardware: bool
+) -> list[dict[str, Any]]:
     """What ``bench step`` must show.
 
     Args:
@@ -73,5 +75,7 @@ def spelled(claims: Sequence[dict[str, Any]]) -> list[str]:
         known = ("what", "value", "limit", "at_least", "holds")
         beside = ", ".join(f"{key} {value}" for key, value in line.items() if key not in known)
         sign = ">=" if line["at_least"] else "<="
-        lines.append(f"{word:<14}{value:>7} {sign} {line['limit']:<6.3g} {line['what']}{f' ({beside})' if beside else ''}")
+        lines.append(
+            f"{word:<14}{value:>7} {sign} {line['limit']:<6.3g} {line['what']}{f' ({beside})' if beside else ''}"
+        )
     return lines

@@ -49,11 +49,11 @@ class Muon:
         return parameter
 
 
-def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
-    """The iteration as published, in the dtype of ``x``, ``(..., rows, cols)``."""
+def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]], kappa: float = 1.0) -> Tensor:
+    """The iteration as published, on X/(κ‖X‖_F), in the dtype of ``x``, ``(..., rows, cols)``."""
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True)
+    x = x / (kappa * x.norm(dim=(-2, -1), keepdim=True))
     for a, b, c in coefficients:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -19,8 +19,8 @@ from orthoopt.bench.shapes import ShapeSet
 from orthoopt.bench.variants import BASELINE, NS_STEPS, OURS, Variant
 from orthoopt.bench.workload import CHECKED_STEPS, COMPILE_SECONDS, Contestant, Workload
 
-_MATMUL = {"cpu": (torch.float32, 1024), "cuda": (torch.bfloat16, 8192)}  # dtype of our iteration there, size
-_COPY_MEBIBYTES = {"cpu": 128, "cuda": 2048}  # well beyond any cache
+MATMUL = {"cpu": (torch.float32, 1024), "cuda": (torch.bfloat16, 8192)}  # dtype of our iteration there, size
+COPY_MEBIBYTES = {"cpu": 128, "cuda": 2048}  # well beyond any cache
 
 _BUSY = 0.5  # load per core from which other work shows in the times
 _EMULATED_FLOPS = 2e10  # of a set, from which an iteration in emulated bfloat16 takes minutes
@@ -124,10 +124,10 @@ def measure(
         contestant.prepare()
         if contestant.estimate < timing.WARM_UP_SECONDS:  # slower ones are warm from the check
             contestant.estimate = stopwatch.warm_up(contestant.step, contestant.prepare)
-    dtype, size = _MATMUL[device.type]
+    dtype, size = MATMUL[device.type]
     ceilings = {
         "matmul": timing.matmul_ceiling(device, dtype, matmul_size or size),
-        "copy": timing.copy_ceiling(device, copy_mebibytes or _COPY_MEBIBYTES[device.type]),
+        "copy": timing.copy_ceiling(device, copy_mebibytes or COPY_MEBIBYTES[device.type]),
     }
     for ceiling in ceilings.values():
         stopwatch.warm_up(ceiling.call)

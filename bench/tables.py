@@ -29,7 +29,9 @@ def markdown(header: Row, rows: Sequence[Row], left: int = 1) -> str:
     """The same as a Markdown table."""
     last = len(header) - 1
     rule = ["---" if i < left or i == last else "---:" for i in range(len(header))]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, rule, *rows))
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, rule, *rows)
+    )
 
 
 def milliseconds(seconds: float) -> str:
@@ -48,7 +50,9 @@ def document(title: str, result: dict[str, Any], parts: Sequence[str]) -> str:
     """A Markdown page: title, machine and commit, the parts, and what must be shown."""
     block = result["machine"]
     git = block["git"]
-    commit = "no commit known" if git is None else f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
+    commit = (
+        "no commit known" if git is None else f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
+    )
     lines = [f"# {title}", f"{place(block)}; {block['time']}, {commit}, load {block['load_average']}", *parts]
     if result.get("must_show"):
         listed = "\n".join(f"- {' '.join(line.split())}" for line in spelled(result["must_show"]))

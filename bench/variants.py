@@ -142,9 +142,7 @@ OF_OURS: tuple[Variant, ...] = (
     _matmul(
         "orthoopt.Scion",
         lambda named: orthoopt.Scion(named, _SCION_LR, _SCION_MOMENTUM),
-        OfRule(
-            "scion", (("radius", 50.0), ("momentum", _SCION_MOMENTUM)), lr=_SCION_LR, decay=1.0, scaled=False
-        ),
+        OfRule("scion", (("radius", 50.0), ("momentum", _SCION_MOMENTUM)), lr=_SCION_LR, decay=1.0, scaled=False),
     ),
     _other(
         "orthoopt.PolarGrad",
