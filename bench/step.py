@@ -107,7 +107,7 @@ def measure(
     contestants: list[Contestant] = []
     skipped: list[dict[str, str]] = []
     for variant in contenders:
-        reason = _reason_to_skip(variant, shape_set, device)
+        reason = reason_to_skip(variant, shape_set, device)
         if not reason:
             try:
                 contestants.append(Contestant(variant, workload, compile_seconds))
@@ -160,7 +160,8 @@ def measure(
     }
 
 
-def _reason_to_skip(variant: Variant, shape_set: ShapeSet, device: torch.device) -> str:
+def reason_to_skip(variant: Variant, shape_set: ShapeSet, device: torch.device) -> str:
+    """Why the variant does not run on this set here; "" where it does."""
     if variant.missing:
         return variant.missing
     if variant.needs_model_names and not shape_set.from_model:

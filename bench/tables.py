@@ -12,13 +12,12 @@ Row = Sequence[str]
 
 
 def aligned(header: Row, rows: Sequence[Row], left: int = 1) -> str:
-    """Columns padded to their widest cell; the first ``left`` of them and the last one flush left."""
+    """Columns padded to their widest cell, the first ``left`` of them flush left."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    last = len(header) - 1
     lines = []
     for row in (header, *rows):
         cells = [
-            cell.ljust(width) if i < left or i == last else cell.rjust(width)
+            cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
@@ -27,8 +26,7 @@ def aligned(header: Row, rows: Sequence[Row], left: int = 1) -> str:
 
 def markdown(header: Row, rows: Sequence[Row], left: int = 1) -> str:
     """The same as a Markdown table."""
-    last = len(header) - 1
-    rule = ["---" if i < left or i == last else "---:" for i in range(len(header))]
+    rule = ["---" if i < left else "---:" for i in range(len(header))]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, rule, *rows)
     )
