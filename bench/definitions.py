@@ -112,7 +112,8 @@ class OfRule:
         scale = 1.0
         if self.scaled:
             assert rule.rms is not None
-            scale = 0.2 / rule.rms(*parameter.shape, {**rule.defaults, **options})
+            rows, cols = parameter.shape
+            scale = 0.2 / rule.rms(rows, cols, {**rule.defaults, **options})
         for gradient in gradients:
             update, state = rule.update(gradient, state, **options)
             parameter = _decayed(parameter, self.lr, self.decay) - self.lr * scale * update

@@ -15,7 +15,7 @@ from torch import Tensor
 from orthoopt import buckets
 from orthoopt.bench import definitions, shapes, timing
 from orthoopt.bench.claims import OVER_STANDARD_AT_FOUR, SHARE_OF_MATMUL, claim
-from orthoopt.bench.methods import polar_error
+from orthoopt.bench.methods import Frame
 from orthoopt.bench.shapes import ShapeSet
 from orthoopt.coefficients import Table, resolve_coefficients
 from orthoopt.gram_newton_schulz import gram_newton_schulz
@@ -29,6 +29,7 @@ SIDES = {"cpu": (128, 256, 512, 1024), "cuda": (128, 256, 512, 1024, 2048, 4096)
 ASPECTS = (1, 2, 4, 8)
 _BATCH_ELEMENTS = {"cpu": 2**20, "cuda": buckets.MAX_ELEMENTS}
 _MOST_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
+_FRAMED = 2048  # the longest shorter side whose singular vectors are computed
 _INPUT_SETS, _INPUT_BYTES = 3, 2**29  # rotated, unless one set does not fit a cache anyway
 
 
@@ -119,7 +120,7 @@ def measure(
     ]
     stopwatch = timing.Stopwatch(device)
     table = resolve_coefficients(coefficients, STEPS)
-    rows = [_checked(way, sets[0], table) for way in ways(coefficients)]
+    rows = _checked(ways(coefficients), sets[0], table)
     right = [way for way, row in zip(ways(coefficients), rows, strict=True) if row["correct"]]
     runners = [timing.Runner(partial(_call, way, sets, iter(range(10**9)))) for way in right]
     counts = [timing.repeats_within(seconds, stopwatch.warm_up(runner.call), repeats) for runner in runners]
@@ -149,20 +150,29 @@ def _call(way: Way, sets: Sequence[Sequence[Tensor]], turns: Any) -> None:
         way.call(x)
 
 
-def _checked(way: Way, stacks: Sequence[Tensor], table: Table) -> dict[str, Any]:
-    """A row without its time: the worst of the first matrix of each distinct shape."""
-    worst, polar, dtype = 0.0, 0.0, torch.float32
+def _checked(contenders: Sequence[Way], stacks: Sequence[Tensor], table: Table) -> list[dict[str, Any]]:
+    """Rows without times: errors are the worst of the first matrix of each distinct shape."""
+    errors: dict[str, list[float]] = {way.name: [] for way in contenders}
+    polar: dict[str, list[float]] = {way.name: [] for way in contenders}
+    dtypes: dict[str, torch.dtype] = {}
     for x in {tuple(x.shape[1:]): x for x in stacks}.values():
-        update = way.call(x)
-        dtype = update.dtype
-        wanted = definitions.newton_schulz(x[:1].double(), table.rows, table.kappa)
-        error = float((update[:1].double() - wanted).norm() / wanted.norm())
-        worst = max(worst, error) if error == error else float("nan")
-        polar = max(polar, polar_error(x[:1], update[:1]))
-    return {
-        "name": way.name, "dtype": str(dtype).removeprefix("torch."), "error": worst, "tolerance": TOLERANCES[dtype],
-        "polar_error": polar, "correct": worst <= TOLERANCES[dtype],
-    }  # fmt: skip
+        first = x[:1].double()
+        wanted = definitions.newton_schulz(first, table.rows, table.kappa)
+        frame = Frame.of(first) if x.shape[-2] <= _FRAMED else None
+        for way in contenders:
+            update = way.call(x)
+            dtypes[way.name] = update.dtype
+            errors[way.name].append(float((update[:1].double() - wanted).norm() / wanted.norm()))
+            if frame is not None:
+                polar[way.name].append(frame.error(update[:1]))
+    return [
+        {
+            "name": name, "dtype": str(dtype).removeprefix("torch."), "error": max(errors[name]),
+            "tolerance": TOLERANCES[dtype], "polar_error": max(polar[name], default=None),
+            "correct": all(error <= TOLERANCES[dtype] for error in errors[name]),  # a NaN is not
+        }
+        for name, dtype in dtypes.items()
+    ]  # fmt: skip
 
 
 HEADER = (
@@ -185,7 +195,8 @@ def cells(name: str, result: dict[str, Any]) -> tuple[str, ...]:
     default = next(way for way in result["ways"] if way["name"] == DEFAULT)
     ratio = "-" if result["over_plain"] is None else f"{result['over_plain']:.2f}x"
     rate = f"{result['matmul']['per_second'] / 1e9:.0f}"
-    return (name, rate, *times, ratio, f"{default['error']:.0e}", f"{default['polar_error']:.2f}")
+    polar = "-" if default["polar_error"] is None else f"{default['polar_error']:.2f}"
+    return (name, rate, *times, ratio, f"{default['error']:.0e}", polar)
 
 
 def claims(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -52,7 +52,8 @@ def measure(side: int, aspect: int, device: torch.device, repeats: int, seconds:
     source = torch.Generator().manual_seed(0)
     sets = [torch.randn(batch, side, aspect * side, generator=source).to(device) for _ in range(3)]
     stopwatch = timing.Stopwatch(device)
-    errors = [polar_error(sets[0], orthogonalize(sets[0], way.steps, method=way.method)) for way in WAYS]
+    frame = Frame.of(sets[0])
+    errors = [frame.error(orthogonalize(sets[0], way.steps, method=way.method)) for way in WAYS]
     right = [way for way, error in zip(WAYS, errors, strict=True) if error <= way.tolerance]
     runners, counts = [], []
     for way in right:
@@ -73,23 +74,30 @@ def _call(sets: Sequence[Tensor], turns: Any, way: Way) -> Tensor:
     return orthogonalize(sets[next(turns) % len(sets)], way.steps, method=way.method)
 
 
-def polar_error(x: Tensor, factor: Tensor) -> float:
-    """The largest |σ − 1| of a result, over directions above 1e-3 of ‖X‖_F, with whatever is off the diagonal.
+class Frame(NamedTuple):
+    """Singular vectors of the first few matrices of a batch, in float64: what a polar factor is looked at in."""
 
-    Args:
-        x: ``(batch, rows, cols)``.
-        factor: what was made of it; the first few of the batch are looked at.
-    """
-    x, factor = x[:_COMPARED].double(), factor[:_COMPARED].double()
-    if x.shape[-2] > x.shape[-1]:
-        x, factor = x.mT, factor.mT
-    # Eigenvectors of XXᵀ rather than singular vectors: many times cheaper, and good to 1e-8 where σ is above 1e-4.
-    squares, u = torch.linalg.eigh(x @ x.mT)
-    s = squares.clamp(min=0).sqrt()
-    kept = (s > 1e-3 * s.norm(dim=-1, keepdim=True)).double()
-    vh = (u.mT @ x) / torch.where(kept > 0, s, 1).unsqueeze(-1)
-    core = u.mT @ factor @ vh.mT - torch.eye(s.shape[-1], dtype=x.dtype, device=x.device)
-    return float(torch.linalg.matrix_norm(core * kept.unsqueeze(-1) * kept.unsqueeze(-2), 2).max())
+    u: Tensor
+    vh: Tensor
+    kept: Tensor
+    """1 for directions above 1e-3 of ‖X‖_F, 0 for the others, ``(batch, rows)``."""
+
+    @classmethod
+    def of(cls, x: Tensor) -> Frame:
+        """The frame of ``x``, ``(batch, rows, cols)`` with rows ≤ cols."""
+        x = x[:_COMPARED].double()
+        # Eigenvectors of XXᵀ rather than singular vectors: many times cheaper, and good to 1e-8 where σ is above 1e-4.
+        squares, u = torch.linalg.eigh(x @ x.mT)
+        s = squares.clamp(min=0).sqrt()
+        kept = s > 1e-3 * s.norm(dim=-1, keepdim=True)
+        return cls(u, (u.mT @ x) / torch.where(kept, s, 1).unsqueeze(-1), kept.double())
+
+    def error(self, factor: Tensor) -> float:
+        """The largest |σ − 1| of a result over the kept directions, with whatever is off the diagonal."""
+        core = self.u.mT @ factor[: len(self.u)].double() @ self.vh.mT
+        core = core - torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
+        core = core * self.kept.unsqueeze(-1) * self.kept.unsqueeze(-2)
+        return float(torch.linalg.matrix_norm(core, 2).max())
 
 
 HEADER = ("microseconds a matrix", *(way.name for way in WAYS))

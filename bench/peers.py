@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -40,10 +41,11 @@ def peers(device: torch.device) -> list[Variant]:
     # Importing heavyball lets products of float32 matrices run in TF32 in the whole process.
     precision = torch.get_float32_matmul_precision()
     try:
-        found = [*_pytorch_optimizer(), *_heavyball(), *_emerging(device), *_gram_newton_schulz(device)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [*_pytorch_optimizer(), *_heavyball(), *_emerging(device), *_gram_newton_schulz(device)]
     finally:
         torch.set_float32_matmul_precision(precision)
-    return found
 
 
 def _peer(package: str, module: str, name: str, **fields: Any) -> Variant:

@@ -25,7 +25,7 @@ class Matrix(NamedTuple):
         return (self.experts, *one) if self.experts else one
 
     @property
-    def count(self) -> int:
+    def held(self) -> int:
         """How many matrices of rows × cols it holds."""
         return max(1, self.experts) * self.fused
 
@@ -42,13 +42,13 @@ class ShapeSet:
     @property
     def parameters(self) -> int:
         """Elements in all matrices."""
-        return sum(matrix.count * matrix.rows * matrix.cols for matrix in self.matrices)
+        return sum(matrix.held * matrix.rows * matrix.cols for matrix in self.matrices)
 
     def counts(self) -> Counter[tuple[int, int]]:
         """How many matrices there are of each (rows, cols)."""
         counts: Counter[tuple[int, int]] = Counter()
         for matrix in self.matrices:
-            counts[matrix.rows, matrix.cols] += matrix.count
+            counts[matrix.rows, matrix.cols] += matrix.held
         return counts
 
     def newton_schulz_flops(self, steps: int = 5) -> int:

@@ -6,6 +6,7 @@ A variant whose result is wrong gets no time. README.md beside this file has the
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 
 from orthoopt.bench import machine, step_options, step_table, tables, timing, variants
 from orthoopt.bench.claims import spelled, step_claims
+from orthoopt.bench.definitions import NS_COEFFICIENTS, NS_STEPS
 from orthoopt.bench.peers import peers
 from orthoopt.bench.results_file import results_folder, write_json
 from orthoopt.bench.shapes import ShapeSet
-from orthoopt.bench.variants import BASELINE, NS_STEPS, OURS, Variant
+from orthoopt.bench.variants import BASELINE, OURS, Variant
 from orthoopt.bench.workload import CHECKED_STEPS, COMPILE_SECONDS, Contestant, Workload
 
 MATMUL = {"cpu": (torch.float32, 1024), "cuda": (torch.bfloat16, 8192)}  # dtype of our iteration there, size
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "checked_steps": CHECKED_STEPS,
             "parameters_dtype": "float32",
             "ns_steps": NS_STEPS,
-            "ns_coefficients": variants.NS_COEFFICIENTS,
+            "ns_coefficients": NS_COEFFICIENTS,
             "flops": "cheaper of the dense standard iteration, steps * (4 m^2 n + 2 m^3), and its Gram form without "
             "restart, 2 (4 steps - 3) m^3 + 4 m^2 n, a matrix; m the shorter side",
             "error": "largest over checked matrices of |W - W_ref| / |W_ref - W_start| after the checked steps, "
@@ -110,7 +112,10 @@ def measure(
         reason = reason_to_skip(variant, shape_set, device)
         if not reason:
             try:
-                contestants.append(Contestant(variant, workload, compile_seconds))
+                with warnings.catch_warnings():
+                    if variant.family != "ours":
+                        warnings.simplefilter("ignore")
+                    contestants.append(Contestant(variant, workload, compile_seconds))
             except Exception as error:
                 # A foreign optimizer, or a compiler, may fail as it likes; one of ours may not.
                 if variant.family == "ours" or (variant.family == "torch" and not variant.compiled):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from orthoopt.bench import tables
@@ -17,7 +18,8 @@ def terminal(result: dict[str, Any]) -> str:
     skipped: dict[str, list[str]] = {}
     for row in result["skipped"]:
         skipped.setdefault(row["reason"], []).append(row["name"])
-    lines += [f"left out, {reason}: {', '.join(names)}" for reason, names in skipped.items()]
+    for reason, names in skipped.items():
+        lines.append(textwrap.fill(f"left out, {reason}: {', '.join(names)}", 120, subsequent_indent="  "))
     ratio = result["ours_times_faster_than_baseline"]
     if ratio is not None:
         at_p20 = compared(result["ours_times_faster_at_p20"])

@@ -103,7 +103,7 @@ def _torch_muon(named: Named) -> Optimizer:
 def without_bfloat16() -> Any:
     """Let ``tensor.bfloat16()`` give the tensor itself: what torch.optim.Muon casts with."""
     try:
-        torch.Tensor.bfloat16 = lambda self: self  # type: ignore[method-assign,assignment]
+        torch.Tensor.bfloat16 = lambda self: self  # type: ignore[method-assign,assignment,return-value]
         yield
     finally:
         del torch.Tensor.bfloat16

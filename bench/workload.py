@@ -126,7 +126,7 @@ def _pieces(number: int, matrix: Matrix) -> Iterator[Piece]:
     for expert in range(max(1, matrix.experts)):
         for part in range(matrix.fused):
             rows = slice(part * matrix.rows, (part + 1) * matrix.rows)
-            name = matrix.name if matrix.count == 1 else f"{matrix.name}.{expert}.{part}"
+            name = matrix.name if matrix.held == 1 else f"{matrix.name}.{expert}.{part}"
             yield Piece(name, number, expert if matrix.experts else None, rows)
 
 
