@@ -5,6 +5,7 @@ Each is held against the same polynomial in float64 first; one beyond its tolera
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ SIDES = {"cpu": (128, 256, 512, 1024), "cuda": (128, 256, 512, 1024, 2048, 4096)
 ASPECTS = (1, 2, 4, 8)
 _BATCH_ELEMENTS = {"cpu": 2**20, "cuda": buckets.MAX_ELEMENTS}
 _MOST_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
+# Where the library chooses between forms; before it did, its iteration was the standard one.
+_STANDARD: dict[str, Any] = {"form": "standard"} if "form" in inspect.signature(newton_schulz).parameters else {}
 _FRAMED = 2048  # the longest shorter side whose singular vectors are computed
 _INPUT_SETS, _INPUT_BYTES = 3, 2**29  # rotated, unless one set does not fit a cache anyway
 
@@ -51,9 +54,10 @@ def ways(coefficients: str) -> tuple[Way, ...]:
 
 
 def forced(form: str, x: Tensor, coefficients: str) -> Tensor:
-    """The library's iteration in this form, whatever it would choose."""
-    iterate = {"standard": newton_schulz, "gram": gram_newton_schulz}[form]
-    return iterate(x, STEPS, coefficients)
+    """The library's iteration in this form, whatever it would choose; the Gram form in the dtype that it is fit for."""
+    if form == "gram":
+        return gram_newton_schulz(x, STEPS, coefficients)
+    return newton_schulz(x, STEPS, coefficients, **_STANDARD)
 
 
 def plain_batched(x: Tensor, table: Table) -> Tensor:
