@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"the machine is busy (load {load:g} on {cores} cores): these times will not repeat")
     path = folder / f"step_{device.type}.json"
     for shape_set, wanted in options.sets:
+        print(f"\n{shape_set.name} ...", file=sys.stderr, flush=True)  # checks and repeats take minutes
         row = measure(
             shape_set, step_options.chosen(contenders, wanted or options.variants), device,
             repeats=options.repeats, seconds=options.seconds, compile_seconds=options.compile_seconds,

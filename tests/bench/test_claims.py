@@ -65,6 +65,14 @@ def test_on_a_gpu_every_peer_counts() -> None:
     assert (line["peer"], line["limit"], line["holds"]) == ("p", 1.0, False)
 
 
+def test_a_gpus_own_clock_counts_for_copies() -> None:
+    own = row("orthoopt.RowNorm", 0.010, share=0.5) | {"device_seconds": {"median": 0.006}}
+    (line,) = claims.step_claims([result(own)], "cuda", False)
+    assert line["value"] == pytest.approx(2 * 0.6) and line["by_wall_clock"] == pytest.approx(2)
+    assert line["holds"] is False  # 83% of the copy's rate, where 85% are wanted
+    assert "by_wall_clock 2" in claims.spelled([line])[0]
+
+
 @pytest.mark.parametrize(("value", "at_least", "holds"), [(1.0, True, True), (1.0, False, True), (1.1, False, False)])
 def test_a_limit_is_met_by_itself(value: float, at_least: bool, holds: bool) -> None:
     line = claims.claim("x", value, 1.0, at_least=at_least)
