@@ -55,13 +55,14 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/orthoopt bench step --out $(OUT)
+	$(BIN)/orthoopt bench orthogonalize --out $(OUT)
+	$(BIN)/orthoopt bench memory --out $(OUT)
 	$(BIN)/orthoopt bench pretrain --quick --out $(OUT)
 
-# No virtual environment and no network: a GPU machine brings its own torch.
+# No virtual environment and no network: a GPU machine brings its own torch, NumPy and pytest.
 gpu:
-	python3 -m pip install --quiet --no-deps --no-build-isolation .
-	python3 -P -m pytest -q -m gpu tests/test_gpu.py tests/bench/test_step.py
-	python3 -P -m orthoopt.bench.step --device cuda --out $(OUT)
+	python3 -m pip install --quiet --no-deps --no-build-isolation --disable-pip-version-check .
+	python3 -P -m orthoopt.bench.gpu --out $(OUT)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .typecheck

@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("orthoopt", "torch", "triton", "transformers", "accelerate", "tokenizers", "numpy", "scipy")
+PACKAGES = (
+    "orthoopt", "torch", "triton", "transformers", "accelerate", "tokenizers", "numpy", "scipy", "pytorch_optimizer",
+    "heavyball", "emerging-optimizers", "gram-newton-schulz", "quack-kernels",
+)  # fmt: skip
 """Whose releases a result may depend on; those not installed are left out."""
 
 _SOURCES = ("orthoopt", "orthoopt.kernels", "orthoopt.recipes")  # what decides a result; not the benches
@@ -35,6 +38,7 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
         "cores": usable_cores(),
+        "bfloat16_in_hardware": bfloat16_in_hardware(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
         "load_average": load_average(),
@@ -75,6 +79,12 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def bfloat16_in_hardware() -> bool:
+    """Whether the processor multiplies bfloat16 matrices; elsewhere a product of them takes far longer than float32."""
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(bool(check()) for check in checks if check is not None)
 
 
 def load_average() -> float | None:

@@ -36,10 +36,11 @@ class Stopwatch:
         torch.cuda.synchronize(self.device)
         return time.perf_counter() - start, before.elapsed_time(after) / 1e3
 
-    def warm_up(self, call: Callable[[], object]) -> float:
-        """Run for 25 ms; the last run's seconds."""
+    def warm_up(self, call: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> float:
+        """Run for 25 ms, each time after what is not timed; the last run's seconds."""
         spent = last = 0.0
         while spent < WARM_UP_SECONDS:
+            prepare()
             last, _ = self(call)
             spent += last
         return last

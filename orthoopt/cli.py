@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 _BENCHES = {
     "step": "one optimizer step of each optimizer on real shapes, timed in one process",
-    "orthogonalize": "the methods of orthogonalize on Gaussian matrices, timed in one process",
+    "orthogonalize": "forms of the iteration and methods of orthogonalize by shape, timed in one process",
+    "memory": "peak memory of a step beside its stated need, and state beside AdamW's on real models",
     "pretrain": "optimizers compared by training, each at its own best learning rate",
     "dct": "cosine transforms by products and by Fourier transforms",
     "coefficients": "fitted Newton-Schulz coefficients against Muon's on real momenta",

@@ -2,17 +2,21 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import hypothesis
 import pytest
 import torch
 
-# Timings differ on shared machines, so no test has a deadline; failures print what reproduces them.
-hypothesis.settings.register_profile("default", deadline=None, print_blob=True, max_examples=60)
-hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)
-# For suites that run within a test: a mistake shows as well without being made small.
-quick = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=15, phases=quick)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+try:
+    import hypothesis
+except ModuleNotFoundError:  # a GPU machine without it runs test_gpu*.py, which draw nothing
+    pass
+else:
+    # Timings differ on shared machines, so no test has a deadline; failures print what reproduces them.
+    hypothesis.settings.register_profile("default", deadline=None, print_blob=True, max_examples=60)
+    hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)
+    # For suites that run within a test: a mistake shows as well without being made small.
+    quick = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    hypothesis.settings.register_profile("quick", deadline=None, max_examples=15, phases=quick)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.fft
 import torch
+from comparison import relative_error as relative_error
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -173,9 +174,3 @@ def group_element(group: str, size: int, seed: int) -> Tensor:
         cosines = torch.from_numpy(scipy.fft.dct(np.eye(size), type=2, norm="ortho"))
         return cosines @ eye @ cosines.mT
     return eye if group != "none" else torch.eye(size, dtype=torch.float64)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """‖actual − expected‖ / ‖expected‖, in float64; 0 if both are zero."""
-    difference = (actual.double() - expected.double()).norm()
-    return float(difference / expected.double().norm().clamp(min=torch.finfo(torch.float64).tiny))

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from comparison import relative_error
 from optimizers import ALL_RULES, equal, optimizer_of, parameters, run, set_gradients, snapshot
-from strategies import relative_error
 from torch import nn
 
 from orthoopt import OrthoOpt, coefficients, orthogonalize

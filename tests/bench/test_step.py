@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given
 
 import orthoopt
-from orthoopt.bench import shapes, step, timing, variants
+from orthoopt.bench import definitions, shapes, step, step_table, timing, variants
 from orthoopt.bench.shapes import Matrix, ShapeSet
 
 CPU = torch.device("cpu")
@@ -23,7 +24,7 @@ def measure(contenders: tuple[variants.Variant, ...], shape_set: ShapeSet = TINY
 
 
 def counts(name: str) -> Counter:
-    return Counter((rows, cols) for _, rows, cols in shapes.SETS[name].matrices)
+    return shapes.SETS[name].counts()
 
 
 def test_the_sets_are_the_models() -> None:
@@ -33,6 +34,7 @@ def test_the_sets_are_the_models() -> None:
     assert either_way == {(1024, 1024): 56, (1024, 2048): 56, (1024, 3072): 84}
     either_way = Counter((min(s), max(s)) for s in counts("llama3.2_1b").elements())
     assert either_way == {(2048, 2048): 32, (512, 2048): 32, (2048, 8192): 48}
+    assert counts("olmoe_layer") == {(2048, 2048): 4, (1024, 2048): 128, (2048, 1024): 64}
 
 
 def test_parameters_are_the_published_ones() -> None:
@@ -45,22 +47,46 @@ def test_parameters_are_the_published_ones() -> None:
 def test_every_matrix_is_a_whole_linear_map_to_the_dispatcher(name: str) -> None:
     """Else the optimizers of a row would not do the same work."""
     shape_set = shapes.SETS[name]
-    named = [(m.name, torch.nn.Parameter(torch.empty(m.rows, m.cols, device="meta"))) for m in shape_set.matrices]
+    named = [(m.name, torch.nn.Parameter(torch.empty(m.shape, device="meta"))) for m in shape_set.matrices]
     roles = orthoopt.roles(named)
-    assert {role.view for role in roles} == {"matrix"}
+    wanted = ["matrix" if m.fused == 1 else f"split({','.join([str(m.rows)] * m.fused)})" for m in shape_set.matrices]
+    assert [role.view for role in roles] == wanted
     assert {role.role for role in roles} <= set(orthoopt.plans.MATRIX_ROLES)
 
 
 def test_flops_by_hand() -> None:
     # One iteration on 2x3: A = XXᵀ has 4 entries of 3 multiply-adds, A² 4 of 2, BX 6 of 2; a multiply-add is two.
     by_hand = 2 * (4 * 3 + 4 * 2 + 6 * 2)
-    assert shapes.newton_schulz_flops(2, 3, 1) == shapes.newton_schulz_flops(3, 2, 1) == by_hand
+    assert shapes.standard_flops(2, 3, 1) == shapes.standard_flops(3, 2, 1) == by_hand
+    # Two steps in the Gram form: XXᵀ; Z, and the first Q for nothing; RZ and ZRZ; Z; QZ; QX.
+    assert shapes.gram_flops(2, 3, 2) == 2 * (4 * 3 + 5 * 8 + 6 * 2)
+    for rows, cols, form in ((8, 8, shapes.standard_flops), (8, 16, shapes.gram_flops), (16, 8, shapes.gram_flops)):
+        assert shapes.newton_schulz_flops(rows, cols) == form(rows, cols)
+    assert shapes.gram_flops(2, 3) == shapes.standard_flops(2, 3)  # five steps cost the same at an aspect of 1.5
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6))
+def test_the_gram_forms_count_is_the_products_it_makes(steps: int, rows: int, cols: int) -> None:
+    """Written out on matrices of ones, counting; every polynomial of one matrix commutes, so the order is free."""
+    short, long = min(rows, cols), max(rows, cols)
+    x = torch.randn(short, long, dtype=torch.float64)
+    r, q, count = x @ x.mT, None, 4 * short * short * long
+    expected = definitions.newton_schulz(x, [(1.5, -0.5, 0.1)] * steps)
+    r = r / x.norm() ** 2
+    for step_number in range(steps):
+        z, count = -0.5 * r + 0.1 * r @ r, count + 2 * short**3
+        map_ = z + 1.5 * torch.eye(short, dtype=torch.float64)
+        q, count = (map_, count) if q is None else (map_ @ q, count + 2 * short**3)
+        if step_number + 1 < steps:
+            r, count = map_ @ r @ map_, count + 4 * short**3
+    assert count == shapes.gram_flops(rows, cols, steps)
+    assert torch.allclose(q @ x / x.norm(), expected, rtol=1e-9, atol=1e-12)  # float64, a dozen products
 
 
 def test_an_unknown_set_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'gpt3'.*gpt2"):
         shapes.choose(["gpt3"], "cpu")
-    assert [s.name for s in shapes.choose([], "cpu")] == ["cpu_small"]
+    assert [s.name for s in shapes.choose([], "cpu")] == list(shapes.DEFAULTS["cpu"])
     assert [s.name for s in shapes.choose(["all"], "cpu")] == list(shapes.SETS)
 
 
@@ -88,23 +114,109 @@ def test_summary_by_hand() -> None:
     assert summary == {"repeats": 6, "median": 3.5, "p20": 2.0, "p80": 5.0, "halves": [3.0, 5.0]}
 
 
+# Compiling takes longer than everything else here; slow tests and the bench itself do that.
+EAGER = tuple(v for v in variants.VARIANTS if not v.compiled)
+MODEL = ShapeSet(
+    "named",
+    (
+        Matrix("model.layers.0.self_attn.q_proj.weight", 32, 32),
+        Matrix("model.layers.0.mlp.up_proj.weight", 48, 32),
+        Matrix("model.layers.0.mlp.down_proj.weight", 32, 48),
+        Matrix("model.layers.1.mlp.experts.gate_up_proj", 40, 32, experts=2, fused=2),
+        Matrix("model.layers.1.mlp.experts.down_proj", 32, 40, experts=2),
+    ),
+    from_model=True,
+)
+
+
 def test_every_variant_is_right_and_timed() -> None:
-    result = measure(variants.VARIANTS)
+    """With a model's names, for plans have roles; with banks of experts, for some take 2-D parameters alone."""
+    result = measure(EAGER, MODEL)
     rows = {row["name"]: row for row in result["variants"]}
-    assert set(rows) == {v.name for v in variants.VARIANTS if not v.needs_model_names}
+    assert set(rows) == {v.name for v in EAGER} and not result["skipped"]
     for row in rows.values():
-        assert row["correct"] and 0 < row["error"] <= row["tolerance"]
+        assert row["correct"] and 0 < row["error"] <= row["tolerance"], row["name"]
         assert 0 < row["seconds"]["p20"] <= row["seconds"]["median"] <= row["seconds"]["p80"]
-        assert row["share_of_ceiling"] > 0
+        assert (row["share_of_ceiling"] is None) == (row["bound"] == "other")
+    assert result["matrices"] == result["checked_matrices"] == 9
     ratio = rows[variants.BASELINE]["seconds"]["median"] / rows[variants.OURS]["seconds"]["median"]
     assert result["ours_times_faster_than_baseline"] == ratio
 
 
-def test_a_models_names_bring_the_plan_in() -> None:
-    names = ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight")
-    shape_set = ShapeSet("named", tuple(Matrix(name, 32, 32) for name in names), from_model=True)
-    rows = {row["name"]: row for row in measure(variants.VARIANTS, shape_set)["variants"]}
-    assert rows["orthoopt.Symmetry"]["correct"]
+def test_plans_of_roles_are_left_out_where_there_are_no_names() -> None:
+    result = measure(EAGER[:1] + tuple(v for v in EAGER if v.needs_model_names))
+    assert [row["name"] for row in result["variants"]] == [variants.OURS]
+    assert {row["reason"] for row in result["skipped"]} == {"the set has no model's names"}
+
+
+def test_every_constructor_of_ours_is_a_variant() -> None:
+    names = {v.name.split()[0].removeprefix("orthoopt.") for v in variants.OF_OURS}
+    assert names == set(orthoopt.named.__all__)
+
+
+def test_torchs_muon_in_float32_is_float32_and_leaves_no_trace() -> None:
+    cast = torch.Tensor.bfloat16
+    result = measure(tuple(v for v in EAGER if v.name.startswith("torch.optim.Muon")))
+    errors = {row["name"]: row["error"] for row in result["variants"]}
+    # A hundredth in bfloat16, a millionth in float32: the cast was what was patched.
+    assert errors["torch.optim.Muon float32"] < 1e-4 < 1e-3 < errors["torch.optim.Muon"]
+    assert torch.Tensor.bfloat16 is cast and torch.ones(1).bfloat16().dtype == torch.bfloat16
+
+
+def test_a_variant_that_writes_gradients_does_so_to_its_own() -> None:
+    class Greedy(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:
+            super().step()
+            for group in self.param_groups:
+                for param in group["params"]:
+                    param.grad.fill_(float("nan"))
+
+    def definition(name: str, parameter: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
+        return parameter - 0.1 * sum(gradients)
+
+    greedy = variants.Variant(
+        "greedy", lambda named: Greedy([p for _, p in named], 0.1), definition, "other", keeps_gradients=False
+    )
+    result = measure((greedy, EAGER[0], greedy))
+    assert [row["correct"] for row in result["variants"]] == [True, True, True]
+    with pytest.warns(RuntimeWarning, match="not finite"):  # given the shared ones, it spoils them for the next
+        wrong = measure((replace(greedy, keeps_gradients=True), EAGER[0]))
+    assert not any(row["correct"] for row in wrong["variants"])
+
+
+def test_a_compiler_that_fails_or_takes_too_long_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = next(v for v in variants.VARIANTS if v.compiled)
+
+    def too_long(step: object) -> object:
+        return lambda: [time.sleep(0.01) for _ in range(3000)]
+
+    def no_compiler(step: object) -> object:
+        raise RuntimeError("no C++ compiler\nand more lines")
+
+    for compile_, reason in ((too_long, "TimeoutError: took more than 0.2 s"), (no_compiler, "no C++ compiler")):
+        monkeypatch.setattr(torch, "compile", compile_)
+        result = step.measure(
+            TINY,
+            (EAGER[0], compiled),
+            CPU,
+            repeats=3,
+            seconds=1.0,
+            compile_seconds=0.2,
+            matmul_size=64,
+            copy_mebibytes=1,
+        )
+        assert [row["name"] for row in result["variants"]] == [variants.OURS]
+        (left_out,) = result["skipped"]
+        assert left_out["name"] == compiled.name and left_out["reason"].endswith(reason)
+
+
+def test_the_table_fits_a_terminal() -> None:
+    missing = replace(EAGER[0], missing="not installed")
+    text = step_table.terminal(
+        measure((*EAGER, *[replace(missing, name=f"a peer of long name {i}") for i in range(9)]), MODEL)
+    )
+    assert max(map(len, text.splitlines())) <= 140
+    assert text.count("not installed") == 1
 
 
 def _momentum_off(named: variants.Named) -> torch.optim.Optimizer:
@@ -136,60 +248,55 @@ def test_a_wrong_result_gets_no_time(build) -> None:
     assert not wrong["correct"] and wrong["seconds"] is wrong["share_of_ceiling"] is None
     assert wrong["times_faster_than_baseline"] is result["ours_times_faster_than_baseline"] is None
     assert right["seconds"]["repeats"] == 4
-    line = next(line for line in step.table(result).splitlines() if line.startswith(variants.OURS))
+    line = next(line for line in step_table.terminal(result).splitlines() if line.startswith(variants.OURS))
     assert "wrong result: not timed" in line
 
 
 def test_the_command_writes_strict_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(shapes.SETS, "tiny", TINY)
-    monkeypatch.setitem(step._MATMUL, "cpu", (torch.float32, 64))
-    monkeypatch.setitem(step._COPY_MEBIBYTES, "cpu", 1)
+    monkeypatch.setitem(step.MATMUL, "cpu", (torch.float32, 64))
+    monkeypatch.setitem(step.COPY_MEBIBYTES, "cpu", 1)
     monkeypatch.setenv("OUT", str(tmp_path / "from_variable"))
-    assert step.main(["--shapes", "tiny", "--repeats", "3"]) == 0
+    assert step.main(["--shapes", "tiny:orthoopt,torch.optim.Muon float,torch.optim.AdamW", "--repeats", "3"]) == 0
     written = tmp_path / "from_variable" / "step_cpu.json"
     result = json.loads(written.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
-    assert set(result) == {"bench", "machine", "settings", "shapes"}
+    assert set(result) == {"bench", "machine", "settings", "must_show", "shapes"}
+    assert {line["set"] for line in result["must_show"]} == {"tiny"} and len(result["must_show"]) == 4
+    page = written.with_suffix(".md").read_text()
+    assert all(row["name"] in page for row in result["shapes"]["tiny"]["variants"])
     assert result["machine"]["versions"]["torch"] == torch.__version__
     row = result["shapes"]["tiny"]
     assert row["baseline"] == variants.BASELINE and row["newton_schulz_flops"] == TINY.newton_schulz_flops()
     assert {"per_second", "seconds", "unit"} <= set(row["ceilings"]["matmul"]) & set(row["ceilings"]["copy"])
     printed = capsys.readouterr().out
-    ratio = row["ours_times_faster_than_baseline"]
-    assert (
-        f"{max(ratio, 1 / ratio):.1f} times {'faster' if ratio >= 1 else 'as long'}" in printed
-        and str(written) in printed
-    )
+    assert str(written) in printed
 
 
 def test_the_command_fails_when_a_variant_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(shapes.SETS, "tiny", TINY)
-    monkeypatch.setitem(step._MATMUL, "cpu", (torch.float32, 64))
-    monkeypatch.setitem(step._COPY_MEBIBYTES, "cpu", 1)
+    monkeypatch.setitem(step.MATMUL, "cpu", (torch.float32, 64))
+    monkeypatch.setitem(step.COPY_MEBIBYTES, "cpu", 1)
     wrong = replace(variants.VARIANTS[0], build=_no_decay)
     monkeypatch.setattr(variants, "VARIANTS", (wrong,))
+    monkeypatch.setattr(step, "peers", lambda device: [])
     assert step.main(["--shapes", "tiny", "--repeats", "3", "--out", str(tmp_path)]) == 1
     row = json.loads((tmp_path / "step_cpu.json").read_text())["shapes"]["tiny"]["variants"][0]
     assert row["correct"] is False and row["seconds"] is None
 
 
 @pytest.mark.parametrize(
-    "words", [["--shapes", "gpt3"], ["--repeats", "0"], ["--seconds", "nan"], ["--threads", "0"], ["--device", "tpu"]]
+    "words",
+    [
+        ["--shapes", "gpt3"],
+        ["--variants", "muom"],
+        ["--repeats", "0"],
+        ["--seconds", "nan"],
+        ["--threads", "0"],
+        ["--device", "tpu"],
+    ],
 )
 def test_a_wrong_option_is_a_usage_error(words: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         step.main(words)
     assert stop.value.code == 2
     assert words[0] in capsys.readouterr().err
-
-
-@pytest.mark.gpu
-def test_the_cuda_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    names = ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight")
-    shape_set = ShapeSet("tiny", tuple(Matrix(name, 128, 256) for name in names), from_model=True)
-    monkeypatch.setitem(shapes.SETS, "tiny", shape_set)
-    assert step.main(["--device", "cuda", "--shapes", "tiny", "--repeats", "5", "--out", str(tmp_path)]) == 0
-    result = json.loads((tmp_path / "step_cuda.json").read_text())
-    assert result["machine"]["gpu"]["name"]
-    assert all(row["device_seconds"]["median"] > 0 for row in result["shapes"]["tiny"]["variants"])
