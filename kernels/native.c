@@ -7,7 +7,10 @@
  */
 #include "native.h"
 
-#define CHUNK (1L << 14)  /* numbers that a thread takes at a time, at least */
+#ifndef CHUNK
+#define CHUNK (1L << 14)
+#endif
+// /* numbers that a thread takes at a time, at least */
 #define LARGE (1L << 19)  /* numbers from which a matrix is shared by all threads */
 #define STORED (1L << 22) /* numbers up to which a signal that is not the buffer is stored rather than made again */
 #define MOST_CHUNKS 128   /* of a matrix whose chunks have column sums of their own */
@@ -41,7 +44,7 @@ static char *row_of(const operand *x, int64_t row) { return x->at + row * x->row
 static int64_t end_of(const task *t, int64_t chunk) { return least((chunk + 1) * t->chunk_rows, t->m->rows); }
 
 /* walk() over a part of a row; stores the signal in `out` where that is not null. */
-INLINE sums walk_part(const task *t, int64_t row, int64_t from, int64_t count, float *out, int move) {
+static sums walk_part(const task *t, int64_t row, int64_t from, int64_t count, float *out, int move) {
     float wide[BLOCK];
     float *buffer = (float *)row_of(&t->m->buffer, row) + from;
     if (!t->blend && !move) return walk(t->by, NULL, buffer, NULL, count, 0);
@@ -53,7 +56,7 @@ INLINE sums walk_part(const task *t, int64_t row, int64_t from, int64_t count, f
                : walk(t->by, grad, buffer, out, count, MOVE | BLEND);
 }
 
-INLINE sums walk_row(const task *t, int64_t row, float *out, int move) {
+static sums walk_row(const task *t, int64_t row, float *out, int move) {
     sums total = {0, 0};
     for (int64_t from = 0; from < t->m->cols; from += BLOCK) {
         sums part = walk_part(t, row, from, least(BLOCK, t->m->cols - from), out ? out + from : NULL, move);
@@ -64,7 +67,7 @@ INLINE sums walk_row(const task *t, int64_t row, float *out, int move) {
 }
 
 /* A part of a row of the signal: where it is, or made again in `space`. */
-INLINE const float *signal_of(const task *t, int64_t row, int64_t from, int64_t count, float *space) {
+static const float *signal_of(const task *t, int64_t row, int64_t from, int64_t count, float *space) {
     if (!t->blend) return (const float *)row_of(&t->m->buffer, row) + from;
     if (t->stored) return t->stored + row * t->m->cols + from;
     walk_part(t, row, from, count, space, 0);
@@ -87,7 +90,7 @@ static double safe_squares(const task *t, int64_t row, double found) {
 }
 
 /* param ← keep·param − factor·x; in double where a factor or a product would leave float32. */
-INLINE void subtract(const operand *param, int64_t row, int64_t from, const float *x, int64_t count, double keep,
+static void subtract(const operand *param, int64_t row, int64_t from, const float *x, int64_t count, double keep,
                      double factor) {
     float space[BLOCK];
     char *numbers = row_of(param, row);
@@ -97,7 +100,7 @@ INLINE void subtract(const operand *param, int64_t row, int64_t from, const floa
     if (factor == 0 || (fabs(factor) > 1e-30 && fabs(factor) < 1e30)) {
         int64_t i = 0;
         for (; i + 2 * LANES <= count; i += 2 * LANES) {
-            __builtin_prefetch(source + i + AHEAD, 1);
+            __builtin_prefetch(source + i + AHEAD);
             __builtin_prefetch(x + i + AHEAD);
             *(lanes *)(target + i) = small_keep * at(source, i) - small_factor * at(x, i);
             *(lanes *)(target + i + LANES) = small_keep * at(source, i + LANES) - small_factor * at(x, i + LANES);

@@ -7,7 +7,7 @@
 
 #define BLOCK 1024 /* numbers converted and moved at a time: 4 KiB, so that what is read twice is in the first cache */
 #ifndef AHEAD
-#define AHEAD 256
+#define AHEAD 128
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
@@ -63,7 +63,7 @@ INLINE sums walk(moving by, const float *grad, float *buffer, float *out, int64_
     int64_t i = 0;
     for (; i + 2 * LANES <= count; i += 2 * LANES) {
         if (what & (MOVE | BLEND)) __builtin_prefetch(grad + i + AHEAD);
-        __builtin_prefetch(buffer + i + AHEAD, what & MOVE ? 1 : 0);
+        __builtin_prefetch(buffer + i + AHEAD);
         for (int k = 0; k < 2; k++) {
             const int64_t j = i + k * LANES;
             lanes x = at(buffer, j), g = {0};
