@@ -294,7 +294,8 @@ static void sum_sinh_squared(void *with, int64_t chunk, int64_t slot) {
 static void subtract_signal(void *with, int64_t chunk, int64_t slot) {
     const task *t = with;
     (void)slot;
-    const double factor[GROUP] = {t->factor, t->factor, t->factor, t->factor};
+    double factor[GROUP];
+    for (int k = 0; k < GROUP; k++) factor[k] = t->factor;
     FOR_GROUPS(t, chunk, row, step, many) subtract_rows(t, row, step, many, factor);
 }
 
