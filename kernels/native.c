@@ -184,9 +184,10 @@ static void row_norm(task *t) {
 /* Adds rows to a chunk's parts of q = Σᵢ|xᵢⱼ| and Σᵢ|xᵢⱼ|pᵢ. */
 INLINE void add_columns(const float *const *rows, const float *p, int many, float *restrict q, float *restrict weighted,
                         int64_t cols) {
+    #pragma omp simd
     for (int64_t j = 0; j < cols; j++) {
         float sum = 0, weighted_sum = 0;
-        for (int k = 0; k < many; k++) {
+        EACH_ROW(k, many) {
             const float x = fabsf(rows[k][j]);
             sum += x;
             weighted_sum += x * p[k];
@@ -234,7 +235,9 @@ static double weigh_columns(const task *t) {
         double q[BLOCK] = {0}, weighted[BLOCK] = {0};
         for (int64_t chunk = 0; chunk < t->chunks; chunk++) {
             const float *part = t->of_columns + chunk * 2 * cols + from;
+            #pragma omp simd
             for (int64_t j = 0; j < count; j++) q[j] += part[j];
+            #pragma omp simd
             for (int64_t j = 0; j < count; j++) weighted[j] += part[cols + j];
         }
         for (int64_t j = 0; j < count; j++) totals[from + j] = q[j];
@@ -280,6 +283,7 @@ static void sum_sinh_squared(void *with, int64_t chunk, int64_t slot) {
         for (int64_t from = 0; from < cols; from += BLOCK) {
             const int64_t count = least(BLOCK, cols - from);
             const float *x = signal_of(t, row, from, count, space);
+            #pragma omp simd
             for (int64_t i = 0; i < count; i++) {
                 const float u = x[i] * inverse * (x[i] * inverse);
                 const float high = 1.f / 315 + u * (2.f / 14175 + u * (2.f / 467775 + u * (4.f / 42567525)));

@@ -7,6 +7,8 @@
 
 #define BLOCK 1024 /* numbers converted and moved at a time: 4 KiB, so that what is read twice is in the first cache */
 #define GROUP 4    /* rows walked at a time: memory serves several streams faster than one after the other */
+/* Unrolled, so that the sums of each row stay in registers. */
+#define EACH_ROW(k, many) _Pragma("GCC unroll 4") for (int k = 0; k < many; k++)
 #define INLINE static inline __attribute__((always_inline))
 
 enum { F32, BF16, F16 };
@@ -41,10 +43,10 @@ INLINE void weigh(const float *const *x, int many, const float *y, int64_t count
     float few[GROUP] = {0};
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES)
-        for (int k = 0; k < many; k++) total[k] += magnitude(at(x[k], i)) * at(y, i);
+        EACH_ROW(k, many) total[k] += magnitude(at(x[k], i)) * at(y, i);
     for (; i < count; i++)
-        for (int k = 0; k < many; k++) few[k] += fabsf(x[k][i]) * y[i];
-    for (int k = 0; k < many; k++) found[k] += sum_of(total[k]) + few[k];
+        EACH_ROW(k, many) few[k] += fabsf(x[k][i]) * y[i];
+    EACH_ROW(k, many) found[k] += sum_of(total[k]) + few[k];
 }
 
 typedef struct { float decay, weight, from_grad, from_buffer; } moving; /* of reference_steps.Moving */
@@ -58,7 +60,7 @@ INLINE void walk(moving by, const float *const *grad, float *const *buffer, floa
     lanes squares[GROUP] = {{0}}, magnitudes[GROUP] = {{0}};
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES)
-        for (int k = 0; k < many; k++) {
+        EACH_ROW(k, many) {
             lanes x = at(buffer[k], i), g = {0};
             if (what & (MOVE | BLEND)) g = at(grad[k], i);
             if (what & MOVE) *(lanes *)(buffer[k] + i) = x = by.decay * x + by.weight * g;
@@ -67,7 +69,7 @@ INLINE void walk(moving by, const float *const *grad, float *const *buffer, floa
             squares[k] += x * x;
             magnitudes[k] += magnitude(x);
         }
-    for (int k = 0; k < many; k++) {
+    EACH_ROW(k, many) {
         float few_squares = 0, few_magnitudes = 0;
         for (int64_t j = i; j < count; j++) {
             float x = buffer[k][j];
@@ -87,10 +89,10 @@ INLINE void blend_rows(float *const *target, const float *const *source, const f
                        float keep, const float *factor) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES)
-        for (int k = 0; k < many; k++)
+        EACH_ROW(k, many)
             *(lanes *)(target[k] + i) = keep * at(source[k], i) - factor[k] * at(x[k], i);
     for (; i < count; i++)
-        for (int k = 0; k < many; k++) target[k][i] = keep * source[k][i] - factor[k] * x[k][i];
+        EACH_ROW(k, many) target[k][i] = keep * source[k][i] - factor[k] * x[k][i];
 }
 
 /* -------------------------------------------------------------------------------------------------- conversions */
@@ -99,6 +101,7 @@ INLINE void blend_rows(float *const *target, const float *const *source, const f
 INLINE const float *read_floats(const void *row, int type, int64_t from, int64_t count, float *restrict space) {
     if (type == F32) return (const float *)row + from;
     const uint16_t *narrow = (const uint16_t *)row + from;
+    #pragma omp simd
     for (int64_t i = 0; i < count; i++) {
         union { uint32_t bits; float value; } wide = {(uint32_t)narrow[i] << 16};
         space[i] = wide.value;
@@ -108,6 +111,7 @@ INLINE const float *read_floats(const void *row, int type, int64_t from, int64_t
 
 /* Rounded to nearest, ties to even; NaN stays NaN. */
 static void write_bfloat16(uint16_t *restrict narrow, const float *restrict wide, int64_t count) {
+    #pragma omp simd
     for (int64_t i = 0; i < count; i++) {
         union { float value; uint32_t bits; } x = {wide[i]};
         uint32_t rounded = (x.bits + 0x7fff + ((x.bits >> 16) & 1)) >> 16;
