@@ -6,9 +6,9 @@
 #include <string.h>
 
 #define BLOCK 1024 /* numbers converted and moved at a time: 4 KiB, so that what is read twice is in the first cache */
-#ifndef AHEAD
-#define AHEAD 256
-#endif
+#define GROUP 4    /* rows walked at a time: memory serves several streams faster than one after the other */
+/* Unrolled, so that the sums of each row stay in registers. */
+#define EACH_ROW(k, many) _Pragma("GCC unroll 4") for (int k = 0; k < many; k++)
 #define INLINE static inline __attribute__((always_inline))
 
 enum { F32, BF16, F16 };
@@ -37,53 +37,62 @@ INLINE double sum_of(lanes x) {
     return total;
 }
 
-/* Σ|x|·y over at most BLOCK numbers. */
-INLINE double weigh(const float *x, const float *y, int64_t count) {
-    lanes even = {0}, odd = {0};
-    float rest = 0;
+/* Adds Σ|x|·y of `many` rows x, at most BLOCK numbers of each. `many` is a constant wherever this is called, as below. */
+INLINE void weigh(const float *const *x, int many, const float *y, int64_t count, double *found) {
+    lanes total[GROUP] = {{0}};
+    float few[GROUP] = {0};
     int64_t i = 0;
-    for (; i + 2 * LANES <= count; i += 2 * LANES) {
-        __builtin_prefetch(x + i + AHEAD);
-        even += magnitude(at(x, i)) * at(y, i);
-        odd += magnitude(at(x, i + LANES)) * at(y, i + LANES);
-    }
-    for (; i < count; i++) rest += fabsf(x[i]) * y[i];
-    return sum_of(even + odd) + rest;
+    for (; i + LANES <= count; i += LANES)
+        EACH_ROW(k, many) total[k] += magnitude(at(x[k], i)) * at(y, i);
+    for (; i < count; i++)
+        EACH_ROW(k, many) few[k] += fabsf(x[k][i]) * y[i];
+    EACH_ROW(k, many) found[k] += sum_of(total[k]) + few[k];
 }
 
 typedef struct { float decay, weight, from_grad, from_buffer; } moving; /* of reference_steps.Moving */
 typedef struct { double squares, magnitudes; } sums;
 enum { MOVE = 1, BLEND = 2, STORE = 4 };
 
-/* One walk over at most BLOCK numbers, which memory likes best: moves the buffer, makes the signal, stores it, and sums
- * its squares and magnitudes. `what` is a constant wherever this is called. */
-INLINE sums walk(moving by, const float *grad, float *buffer, float *out, int64_t count, int what) {
-    lanes squares[2] = {{0}}, magnitudes[2] = {{0}};
-    float few_squares = 0, few_magnitudes = 0;
+/* One walk over at most BLOCK numbers of `many` rows: moves the buffers, makes the signals, stores them, and adds their
+ * squares and magnitudes to what was found. `what` is a constant too. */
+INLINE void walk(moving by, const float *const *grad, float *const *buffer, float *const *out, int many, int64_t count,
+                 int what, sums *found) {
+    lanes squares[GROUP] = {{0}}, magnitudes[GROUP] = {{0}};
     int64_t i = 0;
-    for (; i + 2 * LANES <= count; i += 2 * LANES) {
-        if (what & (MOVE | BLEND)) __builtin_prefetch(grad + i + AHEAD);
-        __builtin_prefetch(buffer + i + AHEAD, what & MOVE ? 1 : 0);
-        for (int k = 0; k < 2; k++) {
-            const int64_t j = i + k * LANES;
-            lanes x = at(buffer, j), g = {0};
-            if (what & (MOVE | BLEND)) g = at(grad, j);
-            if (what & MOVE) *(lanes *)(buffer + j) = x = by.decay * x + by.weight * g;
+    for (; i + LANES <= count; i += LANES)
+        EACH_ROW(k, many) {
+            lanes x = at(buffer[k], i), g = {0};
+            if (what & (MOVE | BLEND)) g = at(grad[k], i);
+            if (what & MOVE) *(lanes *)(buffer[k] + i) = x = by.decay * x + by.weight * g;
             if (what & BLEND) x = by.from_grad * g + by.from_buffer * x;
-            if (what & STORE) *(lanes *)(out + j) = x;
+            if (what & STORE) *(lanes *)(out[k] + i) = x;
             squares[k] += x * x;
             magnitudes[k] += magnitude(x);
         }
+    EACH_ROW(k, many) {
+        float few_squares = 0, few_magnitudes = 0;
+        for (int64_t j = i; j < count; j++) {
+            float x = buffer[k][j];
+            if (what & MOVE) buffer[k][j] = x = by.decay * x + by.weight * grad[k][j];
+            if (what & BLEND) x = by.from_grad * grad[k][j] + by.from_buffer * x;
+            if (what & STORE) out[k][j] = x;
+            few_squares += x * x;
+            few_magnitudes += fabsf(x);
+        }
+        found[k].squares += sum_of(squares[k]) + few_squares;
+        found[k].magnitudes += sum_of(magnitudes[k]) + few_magnitudes;
     }
-    for (; i < count; i++) {
-        float x = buffer[i];
-        if (what & MOVE) buffer[i] = x = by.decay * x + by.weight * grad[i];
-        if (what & BLEND) x = by.from_grad * grad[i] + by.from_buffer * x;
-        if (what & STORE) out[i] = x;
-        few_squares += x * x;
-        few_magnitudes += fabsf(x);
-    }
-    return (sums){sum_of(squares[0] + squares[1]) + few_squares, sum_of(magnitudes[0] + magnitudes[1]) + few_magnitudes};
+}
+
+/* target ← keep·source − factor·x for `many` rows. */
+INLINE void blend_rows(float *const *target, const float *const *source, const float *const *x, int many, int64_t count,
+                       float keep, const float *factor) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        EACH_ROW(k, many)
+            *(lanes *)(target[k] + i) = keep * at(source[k], i) - factor[k] * at(x[k], i);
+    for (; i < count; i++)
+        EACH_ROW(k, many) target[k][i] = keep * source[k][i] - factor[k] * x[k][i];
 }
 
 /* -------------------------------------------------------------------------------------------------- conversions */
@@ -92,6 +101,7 @@ INLINE sums walk(moving by, const float *grad, float *buffer, float *out, int64_
 INLINE const float *read_floats(const void *row, int type, int64_t from, int64_t count, float *restrict space) {
     if (type == F32) return (const float *)row + from;
     const uint16_t *narrow = (const uint16_t *)row + from;
+    #pragma omp simd
     for (int64_t i = 0; i < count; i++) {
         union { uint32_t bits; float value; } wide = {(uint32_t)narrow[i] << 16};
         space[i] = wide.value;
@@ -101,6 +111,7 @@ INLINE const float *read_floats(const void *row, int type, int64_t from, int64_t
 
 /* Rounded to nearest, ties to even; NaN stays NaN. */
 static void write_bfloat16(uint16_t *restrict narrow, const float *restrict wide, int64_t count) {
+    #pragma omp simd
     for (int64_t i = 0; i < count; i++) {
         union { float value; uint32_t bits; } x = {wide[i]};
         uint32_t rounded = (x.bits + 0x7fff + ((x.bits >> 16) & 1)) >> 16;

@@ -27,9 +27,10 @@ import torch
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.h", "native.c"))
 # No -ffast-math: sums keep their order and NaNs are looked for. Contraction would round differently in the vector part
-# of a loop and in its tail; the source says where it wants a fused product.
+# of a loop and in its tail, and so by position.
 FLAGS = (
-    "-O3", "-std=gnu11", "-fPIC", "-shared", "-fopenmp-simd", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    "-O2", "-ftree-vectorize", "-std=gnu11", "-fPIC", "-shared", "-fopenmp-simd", "-ffp-contract=off",
+    "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 TUNING = {"x86_64": "-march=native", "aarch64": "-mcpu=native"}
 COMPILE_SECONDS = 120
@@ -49,10 +50,10 @@ class Library(NamedTuple):
 
 
 def available() -> bool:
-    """Whether the compiled loops can be used here; the first call builds them if need be, about two seconds.
+    """Whether the compiled loops can be used here; the first call builds them if need be, in a second or two.
 
-    Not on machines other than Linux on x86-64 and AArch64, without a C compiler (``$CC``, ``cc``, ``gcc`` or ``clang``),
-    or where the environment says ``ORTHOOPT_NATIVE=0``.
+    Not on machines other than Linux on x86-64 and AArch64, nor without a C compiler (``$CC``, ``cc``, ``gcc`` or
+    ``clang``), nor where the environment says ``ORTHOOPT_NATIVE=0``.
     """
     return library() is not None
 

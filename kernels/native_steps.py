@@ -227,12 +227,12 @@ def _is_plain(tensor: Tensor) -> bool:
 def _types(triple: Triple) -> int | None:
     """The dtypes as the table has them; None where the loops do not take these tensors."""
     a, b, c = triple
-    types = _TYPES.get(a.dtype), _TYPES.get(b.dtype), _TYPES.get(c.dtype)
-    if None in types or not (_is_plain(a) and _is_plain(b) and _is_plain(c)):
+    first, second, third = _TYPES.get(a.dtype), _TYPES.get(b.dtype), _TYPES.get(c.dtype)
+    if first is None or second is None or third is None or not (_is_plain(a) and _is_plain(b) and _is_plain(c)):
         return None
     if not a.shape == b.shape == c.shape:
         raise ValueError(f"tensors of one parameter must have one shape, got {[tuple(x.shape) for x in triple]}")
-    return types[0] | types[1] << 2 | types[2] << 4
+    return first | second << 2 | third << 4
 
 
 def _lines(triple: Triple) -> Sequence[int] | None:

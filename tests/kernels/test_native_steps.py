@@ -252,9 +252,10 @@ def drawn(shape: tuple[int, ...], layout: str, dtype: torch.dtype, source: torch
     return torch.randn(*shape[:-1], shape[-1] + 3, generator=source).to(dtype)[..., 1:-2]
 
 
-@given(
-    any_shape, any_layout, any_layout, dtypes, dtypes, movings, st.sampled_from([None, 0.0, 1.0]), st.integers(0, 99)
-)
+gates = st.sampled_from([None, 0.0, 1.0])
+
+
+@given(any_shape, any_layout, any_layout, dtypes, dtypes, movings, gates, st.integers(0, 99))
 def test_momentum_into_is_the_reference(
     shape: tuple[int, ...],
     layout: str,
