@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ _EPS_MODES = {"relative": 0, "add": 1, "clamp": 2}
 _VARIANTS = {"spectral_bound": 0, "paper": 1}
 _ROW_NORM, _AUON, _MOMENTUM_INTO, _SUBTRACT_UPDATES = range(4)
 _LINE = 13
+_GRAD = 7  # where a line has the address of the gradient
+_TABLE = "native table"
 _FLAT = 4096
 _STRIDED = torch.strided
 
@@ -45,6 +47,7 @@ def row_norm_step(
     lr: float | Tensor,
     keep: float | Tensor,
     gate: Tensor | None = None,
+    memo: dict[Any, Any] | None = None,
 ) -> bool:
     """Move each buffer, bring the rows of its signal to length one, and subtract them from the parameter.
 
@@ -61,6 +64,7 @@ def row_norm_step(
         lr: a number or a 0-d tensor.
         keep: what weight decay leaves, likewise.
         gate: 0-d, 1 or 0; at 0 nothing changes, whatever the gradients hold.
+        memo: stays with these params and buffers, which stay where they are; None to remember nothing.
 
     Returns:
         False, with nothing touched, where these tensors are not the loops' (device, dtype, inner stride other than 1).
@@ -70,7 +74,7 @@ def row_norm_step(
     """
     if eps_mode not in _EPS_MODES:
         raise ValueError(f"eps_mode={eps_mode!r} must be one of {', '.join(map(repr, _EPS_MODES))}")
-    return _direct(_ROW_NORM, _EPS_MODES[eps_mode], params, grads, buffers, moving, scales, lr, keep, gate)
+    return _direct(_ROW_NORM, _EPS_MODES[eps_mode], params, grads, buffers, moving, scales, lr, keep, gate, memo)
 
 
 def auon_step(
@@ -84,6 +88,7 @@ def auon_step(
     lr: float | Tensor,
     keep: float | Tensor,
     gate: Tensor | None = None,
+    memo: dict[Any, Any] | None = None,
 ) -> bool:
     """Move each buffer, divide its signal by AuON's bound, and subtract that from the parameter.
 
@@ -100,10 +105,11 @@ def auon_step(
         lr: see there.
         keep: see there.
         gate: see there.
+        memo: see there.
     """
     if variant not in _VARIANTS:
         return False
-    return _direct(_AUON, _VARIANTS[variant], params, grads, buffers, moving, scales, lr, keep, gate)
+    return _direct(_AUON, _VARIANTS[variant], params, grads, buffers, moving, scales, lr, keep, gate, memo)
 
 
 def momentum_into(
@@ -190,18 +196,25 @@ def _direct(
     lr: float | Tensor,
     keep: float | Tensor,
     gate: Tensor | None,
+    memo: dict[Any, Any] | None,
 ) -> bool:
     loops = library()
     if loops is None:
         return False
-    rate, table = float(lr), array("q")
+    table, counts = _with_gradients(memo, grads), [1] * len(scales)
+    if table is None:
+        table, counts = array("q"), []
+        for param, grad, buffer in zip(params, grads, buffers, strict=True):
+            lines = _lines((param, grad, buffer)) if buffer.dtype == torch.float32 else None
+            if lines is None:
+                return False
+            table.extend(lines)
+            counts.append(len(lines) // _LINE)
+        if memo is not None and all(count == 1 for count in counts) and all(map(_as_remembered, grads)):
+            memo[_TABLE] = table, [grad.shape for grad in grads]
+    rate = float(lr)
     numbers = array("d", (*moving, float(keep)))
-    for param, grad, buffer, scale in zip(params, grads, buffers, scales, strict=True):
-        lines = _lines((param, grad, buffer)) if buffer.dtype == torch.float32 else None
-        if lines is None:
-            return False
-        table.extend(lines)
-        numbers.extend([rate * float(scale)] * (len(lines) // _LINE))
+    numbers.extend([rate * scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)])
     if gate is not None and not float(gate) > 0:
         return True
     if not _run(loops, rule, kind, table, numbers):
@@ -209,6 +222,25 @@ def _direct(
     increment_version(params)
     increment_version(buffers)
     return True
+
+
+def _with_gradients(memo: dict[Any, Any] | None, grads: Sequence[Tensor]) -> array[int] | None:
+    """The table of the last call with these gradients in it; None where they are not laid out as those were."""
+    if memo is None or _TABLE not in memo:
+        return None
+    table, shapes = memo[_TABLE]
+    place = _GRAD
+    for grad, shape in zip(grads, shapes, strict=True):
+        if grad.shape != shape or not _as_remembered(grad):
+            return None
+        table[place] = grad.data_ptr()
+        place += _LINE
+    return table
+
+
+def _as_remembered(grad: Tensor) -> bool:
+    """Whether a gradient lies in memory as the table has it: nearly all do."""
+    return type(grad) is Tensor and grad.dtype is torch.float32 and grad.is_contiguous() and _is_plain(grad)
 
 
 def _run(loops: Library, rule: int, kind: int, table: array[int], numbers: array[float]) -> bool:

@@ -59,24 +59,35 @@ def subtract_updates(
 
 
 def row_norm_step(
-    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor], moving: Moving, **terms: Any
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    moving: Moving,
+    memo: dict[Any, Any] | None = None,
+    **terms: Any,
 ) -> bool:
     """Momentum, direction of the row_norm rule, decay and update of many parameters in one or two passes.
 
-    Arguments and results as for :func:`orthoopt.kernels.triton_rows.row_norm_step`; False where there is none.
+    Arguments and results as for :func:`orthoopt.kernels.triton_rows.row_norm_step`; False where there is none. ``memo``
+    is a dict that stays with these params and buffers, for what is worth keeping between calls.
     """
     if _takes_triton(params, grads, buffers):
         return triton_rows.row_norm_step(params, grads, buffers, moving, **terms)
-    return _takes_native(params) and native_steps.row_norm_step(params, grads, buffers, moving, **terms)
+    return _takes_native(params) and native_steps.row_norm_step(params, grads, buffers, moving, memo=memo, **terms)
 
 
 def auon_step(
-    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor], moving: Moving, **terms: Any
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    moving: Moving,
+    memo: dict[Any, Any] | None = None,
+    **terms: Any,
 ) -> bool:
     """The same for the auon rule; see :func:`orthoopt.kernels.triton_rows.auon_step`."""
     if _takes_triton(params, grads, buffers):
         return triton_rows.auon_step(params, grads, buffers, moving, **terms)
-    return _takes_native(params) and native_steps.auon_step(params, grads, buffers, moving, **terms)
+    return _takes_native(params) and native_steps.auon_step(params, grads, buffers, moving, memo=memo, **terms)
 
 
 def all_finite(grads: Sequence[Tensor]) -> bool:

@@ -54,9 +54,13 @@ def collect(group: dict[str, Any], grads: Mapping[Tensor, Tensor]) -> Iterable[W
 
 
 def _check_gradient(name: str, param: Tensor, grad: Tensor, rule: Rule) -> None:
+    complex_ = grad.dtype.is_complex or param.dtype.is_complex
+    whole = not rule.is_matrix or (param.ndim >= 2 and type(param) is torch.nn.Parameter)
+    if whole and type(grad) is Tensor and grad.layout is torch.strided and not complex_:
+        return  # as nearly always
     if grad.is_sparse or grad.layout is not torch.strided:
         raise RuntimeError(f"orthoopt does not support sparse gradients; {name} has layout {grad.layout}")
-    if torch.is_complex(param) or torch.is_complex(grad):
+    if complex_:
         raise RuntimeError(f"orthoopt does not support complex parameters; {name} is {param.dtype}")
     if not rule.is_matrix:
         return

@@ -120,6 +120,65 @@ def chunks(items: Iterable[Item]) -> list[list[Item]]:
     return [portion for bucket in _by(items, _key) for portion in _portions(bucket)]
 
 
+class _Alike(NamedTuple):
+    """Items that share terms, and lists that stay the same objects for as long as the same items do."""
+
+    items: list[Item]
+    targets: list[Tensor]
+    buffers: list[Tensor]
+    scales: list[float]
+    memo: dict[Any, Any]
+
+
+class Fusible:
+    """Items of any shapes that a rule may take in one pass over memory, each seen as it is stored."""
+
+    def __init__(self, items: list[Item]) -> None:
+        self.items = items
+        self._alike: list[_Alike] = []
+        self._owners: tuple[int, ...] = ()
+
+    def apply(self) -> None:
+        """Let every item have its update, by the rule's ``fused_step`` where it takes them."""
+        if torch.compiler.is_compiling():
+            apply(self.items)
+            return
+        self._sort()
+        for alike in self._alike:
+            first = alike.items[0]
+            terms, take = first.terms, first.rule.fused_step
+            assert take is not None
+            if terms.decay.is_cautious or not take(
+                alike.targets, [item.source for item in alike.items], alike.buffers, terms.moving, first.options,
+                scales=alike.scales, lr=terms.lr, keep=terms.decay.keep, gate=terms.gate, memo=alike.memo,
+            ):  # fmt: skip
+                apply(alike.items)
+
+    def _sort(self) -> None:
+        """Let ``_alike`` be by the items' terms; as it is, where the same items share them as in the last step."""
+        numbers: dict[int, int] = {}
+        owners = tuple(numbers.setdefault(id(item.terms), len(numbers)) for item in self.items)
+        if owners == self._owners:
+            return
+        self._owners, self._alike = owners, []
+        for pairs in _by(zip(owners, self.items, strict=True), lambda pair: pair[0]):
+            items = [item for _, item in pairs]
+            buffers = [item.buffer for item in items if item.buffer is not None]
+            self._alike.append(
+                _Alike(items, [item.target for item in items], buffers, [item.scale for item in items], {})
+            )
+
+
+def fusible(items: Iterable[Item]) -> tuple[list[Fusible], list[Item]]:
+    """The items that may be taken in one pass, by rule and options, and the rest."""
+    rest: list[Item] = []
+    some: list[Item] = []
+    for item in items:
+        plain = item.shape == tuple(item.target.shape) and item.buffer is not None and item.padding_row is None
+        (some if plain and item.rule.fused_step is not None else rest).append(item)
+    return [Fusible(alike) for alike in _by(some, lambda item: (item.rule.name, hashable(item.options)))], rest
+
+
 def _key(item: Item) -> tuple[Any, ...]:
     values = [item.options[name] for name in item.rule.direction_options]
     chosen = tuple((type(value), hashable(value)) for value in values)  # a rank of 1 is not a rank of 1.0
@@ -141,8 +200,6 @@ def _portions(bucket: list[Item]) -> Iterator[list[Item]]:
 def apply_chunk(chunk: list[Item]) -> None:
     """One call of a rule: its matrices' momenta, the update and what becomes of it."""
     first = chunk[0]
-    if first.rule.fused_step is not None and _in_one_pass(chunk):
-        return
     counts = [item.batch for item in chunk]
     stacked = _signals(chunk)
     state = {key: _stack([_state_of(item, key) for item in chunk]) for key in first.state}
@@ -153,27 +210,6 @@ def apply_chunk(chunk: list[Item]) -> None:
             _write_state([item.state[key] for item in chunk], value.split(counts), first.terms.gate)
     parts = zip(updates.split(counts), chunk, strict=True)
     _subtract(chunk, [_as_target(part, item) for part, item in parts])
-
-
-def _in_one_pass(chunk: list[Item]) -> bool:
-    """Let the rule do everything itself for items that it takes alike; whether it did."""
-    first = chunk[0]
-    assert first.rule.fused_step is not None
-    if torch.compiler.is_compiling() or any(item.shape != item.target.shape or item.buffer is None for item in chunk):
-        return False
-    if any(item.terms.decay.is_cautious or item.padding_row is not None for item in chunk):
-        return False
-    alike = _by(chunk, lambda item: _by_identity(item.terms))
-    if len(alike) != 1:
-        for items in alike:
-            apply_chunk(items)
-        return True
-    buffers = [item.buffer for item in chunk if item.buffer is not None]
-    terms = first.terms
-    return first.rule.fused_step(
-        [item.target for item in chunk], [item.source for item in chunk], buffers, terms.moving, first.options,
-        scales=[item.scale for item in chunk], lr=terms.lr, keep=terms.decay.keep, gate=terms.gate,
-    )  # fmt: skip
 
 
 def _signals(chunk: list[Item]) -> Tensor:

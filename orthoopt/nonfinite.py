@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def local_part(grad: Tensor) -> Tensor:
 
     Sums of shards must not be asked for their finiteness as distributed tensors: ranks would disagree.
     """
-    to_local = getattr(grad, "to_local", None)
+    to_local = None if type(grad) is Tensor else getattr(grad, "to_local", None)
     return grad if to_local is None else to_local()
 
 
@@ -50,7 +52,7 @@ def worst_over_ranks(bad: Tensor, grads: Tensors) -> Tensor:
 
     Ranks must take the same decision, or the shards of one step would belong to different steps.
     """
-    meshes = {mesh: None for mesh in (getattr(grad, "device_mesh", None) for grad in grads) if mesh is not None}
+    meshes = dict.fromkeys(mesh for mesh in map(_mesh, grads) if mesh is not None)
     for mesh in meshes:
         for dimension in range(mesh.ndim):
             torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX, mesh.get_group(dimension))
@@ -59,8 +61,12 @@ def worst_over_ranks(bad: Tensor, grads: Tensors) -> Tensor:
 
 def is_bad_on_any_rank(bad: bool, grads: Tensors) -> bool:
     """The host's form of :func:`worst_over_ranks`; no communication unless a gradient is distributed."""
-    mesh = next((mesh for mesh in (getattr(grad, "device_mesh", None) for grad in grads) if mesh is not None), None)
+    mesh = next((mesh for mesh in map(_mesh, grads) if mesh is not None), None)
     if mesh is None:
         return bad
     flag = torch.tensor(float(bad), device=mesh.device_type)
     return bool(worst_over_ranks(flag, grads))
+
+
+def _mesh(grad: Tensor) -> Any:
+    return None if type(grad) is Tensor else getattr(grad, "device_mesh", None)

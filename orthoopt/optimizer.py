@@ -34,7 +34,7 @@ from orthoopt.rules import Rule, Tensors
 from orthoopt.views import View, parse_view
 from orthoopt.weight_decay import decay_of
 
-NONFINITE = ("skip", "raise")
+NONFINITE = ("skip", "raise", "ignore")
 
 
 class OrthoOpt(Optimizer):
@@ -53,7 +53,8 @@ class OrthoOpt(Optimizer):
         maximize: ascend instead of descend.
         nonfinite: what a gradient with an infinity or a NaN does. ``"skip"``: that step changes nothing, and is
             counted in :attr:`skipped_steps`; accelerators are not waited for. ``"raise"``: FloatingPointError naming
-            the parameter, before anything changes.
+            the parameter, before anything changes. ``"ignore"``: nobody looks, as in torch.optim; it enters the state.
+            Saves a read of every gradient, for those who check or clip already.
 
     Raises:
         TypeError: an unknown key in a group.
@@ -194,6 +195,8 @@ class OrthoOpt(Optimizer):
         seen: list[Tensor] = []
         unseen: dict[torch.device, list[Tensor]] = {}
         for part in work:
+            if part.group["nonfinite"] == "ignore":
+                continue
             device, grads = part.params[0].device, [local_part(grad) for grad in part.grads]
             if not (raising or host_can_read(device)):
                 unseen.setdefault(device, []).extend(grads)

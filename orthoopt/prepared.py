@@ -14,7 +14,7 @@ from torch import Tensor
 
 from orthoopt import buckets, matrix_state
 from orthoopt._work import Work
-from orthoopt.buckets import Item, Terms
+from orthoopt.buckets import Fusible, Item, Terms
 from orthoopt.rules import hashable
 from orthoopt.scale import scale_factor
 
@@ -29,8 +29,8 @@ class _Known(NamedTuple):
     """Rule, options, view, scale: what the items were made for."""
     pointer: int
     """Where the parameter's memory was."""
-    state: dict[str, Tensor]
-    """The state tensors that the items hold parts of."""
+    state: dict[str, tuple[Tensor, int]]
+    """The state tensors that the items hold parts of, and where their memory was."""
     items: list[Item]
 
 
@@ -40,6 +40,7 @@ class Matrices:
     def __init__(self) -> None:
         self._known: dict[Tensor, _Known] = {}
         self._order: tuple[int, ...] = ()
+        self._fusible: list[Fusible] = []
         self._chunks: list[list[Item]] = []
 
     def of(
@@ -78,7 +79,7 @@ class Matrices:
                     written = written.contiguous()
                     copies.append((param, written))
                     known = _prepare(work, key, param, written, state, terms)
-            pieces = view.targets(source)
+            pieces = view.targets(source) if view.steps else [source]
             for item in known.items:
                 piece = pieces[item.piece]
                 item.source = piece if item.part is None else piece[item.part]
@@ -91,8 +92,12 @@ class Matrices:
         order = tuple(map(id, items))
         if order != self._order:
             # The chunks keep the items alive, so that no other can take one's identity.
-            self._order, self._chunks = order, buckets.chunks(items)
+            self._order = order
+            self._fusible, rest = buckets.fusible(items)
+            self._chunks = buckets.chunks(rest)
         try:
+            for some in self._fusible:
+                some.apply()
             for chunk in self._chunks:
                 buckets.apply_chunk(chunk)
         finally:
@@ -104,7 +109,7 @@ def _holds(known: _Known, key: tuple[Any, ...], param: Tensor, state: dict[str, 
     return (
         known.key == key
         and known.pointer == param.data_ptr()
-        and all(state.get(name) is tensor for name, tensor in known.state.items())
+        and all(state.get(name) is t and t.data_ptr() == place for name, (t, place) in known.state.items())
     )
 
 
@@ -127,5 +132,7 @@ def _prepare(
         padding_row = group.get("padding_row")
         item = Item(rule, options, shape, target, target, terms, scale, buffer, remembered, padding_row, piece=index)
         items += buckets.bounded(item)
-    held = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    return _Known(key, written.data_ptr() if type(param) in _PLAIN else 0, held, items)
+    if type(param) not in _PLAIN:
+        return _Known(key, 0, {}, items)
+    held = {name: (tensor, tensor.data_ptr()) for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    return _Known(key, written.data_ptr(), held, items)

@@ -32,8 +32,8 @@ class Start(NamedTuple):
 def start(x: Tensor, table: Table, dtype: torch.dtype) -> Start:
     """The start where values may not be read: two passes over X, one to find its largest magnitude, one to cast it.
 
-    Each matrix is multiplied by the power of two that brings that magnitude near 1/16, so that float16 too holds sums of
-    its squares, and then cast; the trace of its Gram matrix is its squared norm.
+    Each matrix is multiplied by the power of two that brings that magnitude near 1/16, so that float16 holds sums of
+    its squares too, and then cast; the trace of its Gram matrix is its squared norm.
 
     Args:
         x: ``(..., rows, cols)`` with rows ≤ cols.

@@ -98,8 +98,28 @@ def test_skips_are_reported_first_and_then_rarely() -> None:
 
 
 def test_an_unknown_policy_is_named() -> None:
-    with pytest.raises(ValueError, match="nonfinite='ignore' must be one of 'skip', 'raise'"):
-        optimizer_of("spectral", parameters(), nonfinite="ignore")
+    with pytest.raises(ValueError, match="nonfinite='clip' must be one of 'skip', 'raise', 'ignore'"):
+        optimizer_of("spectral", parameters(), nonfinite="clip")
+
+
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_ignoring_looks_at_nothing_and_steps_all_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ignoring, skipping = parameters(), parameters()
+    run(optimizer_of(name, skipping), skipping, 0, 2)
+    monkeypatch.setattr(orthoopt.optimizer, "first_nonfinite", lambda grads: pytest.fail("a gradient was looked at"))
+    monkeypatch.setattr(orthoopt.optimizer, "finite_gate", lambda grads: pytest.fail("a gradient was looked at"))
+    run(optimizer_of(name, ignoring, nonfinite="ignore"), ignoring, 0, 2)
+    for key in skipping:
+        assert torch.equal(ignoring[key], skipping[key])
+
+
+def test_an_ignored_gradient_enters_the_state() -> None:
+    params = parameters()
+    optimizer = optimizer_of("spectral", params, nonfinite="ignore")
+    set_gradients(params, 0)
+    params["tall"].grad[0, 0] = math.nan
+    optimizer.step()
+    assert optimizer.state[params["tall"]]["momentum_buffer"].isnan().any() and optimizer.skipped_steps == 0
 
 
 @given(

@@ -33,7 +33,7 @@ class DCTAdamW(OrthoOpt):
         weight_decay_mode: ``"decoupled"``, ``"independent"`` or ``"cautious"``, see :mod:`orthoopt.weight_decay`.
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
-        nonfinite: ``"skip"`` or ``"raise"``, see :class:`OrthoOpt`.
+        nonfinite: ``"skip"``, ``"raise"`` or ``"ignore"``, see :class:`OrthoOpt`.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class Scion(OrthoOpt):
         weight_decay: not to be given; says so.
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
-        nonfinite: ``"skip"`` or ``"raise"``, see :class:`OrthoOpt`.
+        nonfinite: ``"skip"``, ``"raise"`` or ``"ignore"``, see :class:`OrthoOpt`.
 
     Raises:
         ValueError: a weight decay, here or in a param group without a rule; an unknown role or norm.

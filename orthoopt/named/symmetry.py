@@ -44,7 +44,7 @@ class Symmetry(OrthoOpt):
             :mod:`orthoopt.weight_decay`.
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
-        nonfinite: ``"skip"`` or ``"raise"``, see :class:`OrthoOpt`.
+        nonfinite: ``"skip"``, ``"raise"`` or ``"ignore"``, see :class:`OrthoOpt`.
     """
 
     def __init__(

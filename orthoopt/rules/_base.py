@@ -101,9 +101,10 @@ class Rule:
     fused_step: Callable[..., bool] | None = None
     """The whole step of many parameters in one pass over memory, where a kernel op has that for them.
 
-    ``(params, grads, buffers, moving, options, *, scales, lr, keep, gate)``, lists of tensors ``(..., rows, cols)``:
-    what ``moving``, ``direction`` and ``subtract_updates`` do one after the other. True if it is done; False if not,
-    with nothing touched. Never under ``torch.compile``, which fuses by itself.
+    ``(params, grads, buffers, moving, options, *, scales, lr, keep, gate, memo)``, lists of tensors ``(..., rows,
+    cols)`` of any shapes: what ``moving``, ``direction`` and ``subtract_updates`` do one after the other. True if it is
+    done; False if not, with nothing touched. ``memo`` is a dict that stays with these ``params`` and ``buffers``, for
+    what is worth keeping. Never under ``torch.compile``.
     """
     fused_update: Callable[..., bool] | None = None
     """Of an elementwise rule: its whole step in one pass over memory, where torch has that.
