@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from orthoopt import rules
+from orthoopt.nonfinite import check_policy
 from orthoopt.rules._options import check_nonnegative
 from orthoopt.scale import check_scale
 from orthoopt.views import parse_view
@@ -79,6 +80,7 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
             raise TypeError(f"{where}: 'scale' is for matrix rules, the rule is {rule.name!r}")
     _check_numbers(complete, where)
     check_mode(complete["weight_decay_mode"], where)
+    check_policy(complete["nonfinite"], where)
     rule.validate(complete, where)
     view = parse_view(complete["view"])
     if rule.is_matrix and not view.is_matrix:

@@ -9,6 +9,16 @@ from torch import Tensor
 
 from orthoopt import kernels
 from orthoopt.rules import Tensors
+from orthoopt.spelling import near
+
+POLICIES = ("skip", "raise", "ignore")
+
+
+def check_policy(policy: Any, where: str = "") -> None:
+    """Raise ValueError unless ``policy`` is one of :data:`POLICIES`."""
+    if policy not in POLICIES:
+        place, hint = f" ({where})" if where else "", near(policy, POLICIES).removesuffix(".")
+        raise ValueError(f"nonfinite={policy!r}{place} must be one of {', '.join(map(repr, POLICIES))}{hint}")
 
 
 def host_can_read(device: torch.device) -> bool:

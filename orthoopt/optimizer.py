@@ -21,6 +21,7 @@ from orthoopt.elementwise import apply_elementwise, measured
 from orthoopt.groups import complete_group
 from orthoopt.kernels import STILL
 from orthoopt.nonfinite import (
+    check_policy,
     finite_gate,
     first_nonfinite,
     host_can_read,
@@ -33,8 +34,6 @@ from orthoopt.prepared import Matrices
 from orthoopt.rules import Rule, Tensors
 from orthoopt.views import View, parse_view
 from orthoopt.weight_decay import decay_of
-
-NONFINITE = ("skip", "raise", "ignore")
 
 
 class OrthoOpt(Optimizer):
@@ -71,8 +70,7 @@ class OrthoOpt(Optimizer):
         maximize: bool = False,
         nonfinite: str = "skip",
     ) -> None:
-        if nonfinite not in NONFINITE:
-            raise ValueError(f"nonfinite={nonfinite!r} must be one of {', '.join(map(repr, NONFINITE))}")
+        check_policy(nonfinite)
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode, "maximize": maximize,
             "nonfinite": nonfinite,
