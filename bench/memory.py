@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import orthoopt
-from orthoopt import buckets
 from orthoopt.bench import machine, shapes, step, step_options, tables, variants
 from orthoopt.bench.allocations import forget_workspaces, peak_extra_bytes
 from orthoopt.bench.claims import PEAK_OVER_NEED, STATE_OF_ADAMW, claim, spelled
@@ -71,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def stated_need(optimizer: Optimizer) -> int | None:
     """Bytes that the optimizer itself says its largest bucket needs; None where nothing states it."""
-    state = getattr(buckets, "stated_need", None)
-    return None if state is None or not isinstance(optimizer, orthoopt.OrthoOpt) else int(state(optimizer))
+    return optimizer.stated_need() if isinstance(optimizer, orthoopt.OrthoOpt) else None
 
 
 def measure_set(shape_set: ShapeSet, contenders: Sequence[Variant], device: torch.device) -> list[dict[str, Any]]:

@@ -120,6 +120,17 @@ def chunks(items: Iterable[Item]) -> list[list[Item]]:
     return [portion for bucket in _by(items, _key) for portion in _portions(bucket)]
 
 
+def bytes_needed(chunk: list[Item]) -> int:
+    """What a bucket needs beside parameters, gradients and state: its stack of signals, and what its rule works in."""
+    first = chunk[0]
+    *_, rows, cols = first.stacked_shape
+    batch = sum(item.batch for item in chunk)
+    wide = torch.promote_types(first.target.dtype, torch.float32)
+    return batch * rows * cols * wide.itemsize + first.rule.workspace(
+        batch, rows, cols, first.options, wide, first.target.device
+    )
+
+
 class _Alike(NamedTuple):
     """Items that share terms, and lists that stay the same objects for as long as the same items do."""
 

@@ -49,19 +49,30 @@ def iterate(x: Tensor, table: Table, form: Form, dtype: torch.dtype) -> Tensor:
 
 
 def bytes_needed(
-    batch: int, rows: int, cols: int, form: FormName, dtype: torch.dtype = torch.float32, restarts: int = 1
+    batch: int,
+    rows: int,
+    cols: int,
+    form: FormName,
+    dtype: torch.dtype = torch.float32,
+    restarts: int = 1,
+    device: str = "cpu",
 ) -> int:
-    """The most memory that a call on a CPU holds beside its input: its result and its work buffers.
+    """The most memory that a call holds beside its input: its result and its work buffers.
 
     Args:
         batch: matrices in the call.
         rows: of a matrix.
         cols: of a matrix.
         form: of the iteration.
-        dtype: of the iteration. Matrices of another one are copied too, as many at a time as are iterated together.
+        dtype: of the iteration. Matrices of another one are copied too, on a CPU as many at a time as are iterated
+            together.
         restarts: of the Gram form; without any it needs no second buffer for the matrices themselves.
+        device: its type. A CPU works on a part of the batch at a time, in buffers that it keeps; accelerators on all of
+            it, in new tensors.
     """
     m, n = sorted((rows, cols))
+    if device != "cpu":
+        return batch * (2 * m * n + _SQUARES[form] * m * m) * dtype.itemsize
     work = _buffers(min(batch, _together(m, n, form, restarts, dtype)), m, n, form, restarts)
     return (batch * m * n + elements_needed(work, dtype)) * dtype.itemsize
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from orthoopt import iteration
 from orthoopt.coefficients import Table, Triple, resolve_coefficients
 from orthoopt.iteration import iterate
-from orthoopt.iteration_form import FormName, choose_form, default_restarts, is_bounded
+from orthoopt.iteration_form import Form, FormName, choose_form, default_restarts, is_bounded
 from orthoopt.kernels import symmetric_share
 from orthoopt.kernels.triton_gram import small_gram
 from orthoopt.kernels.triton_support import INTERPRETED
@@ -57,9 +58,44 @@ def newton_schulz(
             return on_chip
         dtype = preferred_dtype(rows, cols, table, iteration_dtype(x), x.device.type)
     dtype = dtype or iteration_dtype(x)
-    share = symmetric_share(min(rows, cols), x.device, dtype)
-    chosen = choose_form(rows, cols, table, dtype, x.device.type, share, form)
-    return iterate(x, table, chosen, dtype)
+    return iterate(x, table, form_of(rows, cols, table, dtype, x.device, form), dtype)
+
+
+def form_of(
+    rows: int, cols: int, table: Table, dtype: torch.dtype, device: torch.device, forced: FormName | None = None
+) -> Form:
+    """The form in which matrices of this shape are iterated, and why; see :func:`choose_form`."""
+    share = symmetric_share(min(rows, cols), device, dtype)
+    return choose_form(rows, cols, table, dtype, device.type, share, forced)
+
+
+def bytes_needed(
+    batch: int,
+    rows: int,
+    cols: int,
+    steps: int,
+    coefficients: str | Triple | Sequence[Triple],
+    dtype: torch.dtype | None,
+    given: torch.dtype,
+    device: torch.device,
+) -> int:
+    """What :func:`newton_schulz` holds beside its input at most, its result included.
+
+    Args:
+        batch: matrices in the call.
+        rows: of a matrix.
+        cols: of a matrix.
+        steps: as there.
+        coefficients: as there.
+        dtype: as there.
+        given: dtype of the input.
+        device: of the input.
+    """
+    table = resolve_coefficients(coefficients, steps)
+    like = torch.empty(0, dtype=given, device=device)
+    chosen = dtype or preferred_dtype(rows, cols, table, iteration_dtype(like), device.type)
+    form = form_of(rows, cols, table, chosen, device)
+    return iteration.bytes_needed(batch, rows, cols, form.name, chosen, len(form.restarts), device.type)
 
 
 def preferred_dtype(rows: int, cols: int, table: Table, dtype: torch.dtype, device: str) -> torch.dtype:
@@ -82,7 +118,7 @@ def preferred_dtype(rows: int, cols: int, table: Table, dtype: torch.dtype, devi
 
 def _on_chip(x: Tensor, table: Table) -> Tensor | None:
     """The result by one kernel for small sides on GPUs, where there is one that takes these matrices."""
-    if x.device.type == "cpu" and not INTERPRETED:
+    if x.device.type != ("cpu" if INTERPRETED else "cuda"):
         return None
     dtype = torch.float16 if is_bounded(table) and x.dtype != torch.float64 else torch.float32
     restarts = default_restarts(table.rows, dtype)

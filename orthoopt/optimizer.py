@@ -118,6 +118,14 @@ class OrthoOpt(Optimizer):
         """How many steps a non-finite gradient has made empty since this object was made; waits for the device."""
         return int(self._skipped)
 
+    def stated_need(self) -> int:
+        """Bytes that the largest bucket of the last step needs beside parameters, gradients and state.
+
+        A step holds one bucket at a time. Matrices that a kernel takes in one pass need nothing; elementwise rules are
+        not counted. 0 before the first step.
+        """
+        return self._matrices.bytes_needed()
+
     def init_state(self) -> None:
         """Create the state of every parameter now, as some frameworks want before the first step."""
         for group in self.param_groups:

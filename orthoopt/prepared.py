@@ -87,6 +87,10 @@ class Matrices:
             items += known.items
         return items, copies
 
+    def bytes_needed(self) -> int:
+        """What the largest bucket of the last step needs; see :func:`orthoopt.buckets.bytes_needed`."""
+        return max(map(buckets.bytes_needed, self._chunks), default=0)
+
     def apply(self, items: Sequence[Item]) -> None:
         """Let every item have its update; gradients are not held any longer then."""
         order = tuple(map(id, items))

@@ -87,7 +87,7 @@ def test_newton_schulz_costs_what_its_formula_says(rows: int, cols: int, steps: 
     assert flops.matmul == steps * (2 * m * m * n + 2 * m**3 + 2 * m * m * n)
     # Magnitude, cast and the first step's scale for X, trace and scale for its Gram matrix, a few numbers; nothing a
     # step: the polynomial's sums are inside the products.
-    assert flops.other <= 5 * m * n + m * m + m + 30
+    assert flops.other <= 5 * m * n + m * m + m + 20
 
 
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 5))

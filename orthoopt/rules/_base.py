@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from orthoopt.kernels import Moving
@@ -59,6 +60,10 @@ class Equivariance(NamedTuple):
 
 def _no_state(matrix: Tensor, options: Options) -> State:
     return {}
+
+
+def _one_result(batch: int, rows: int, cols: int, options: Options, dtype: torch.dtype, device: torch.device) -> int:
+    return batch * rows * cols * dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,11 @@ class Rule:
 
     ``(params, grads, states, options, *, lr, keep, coefficient, maximize, gate)``; ``keep`` is what weight decay
     leaves, and ``coefficient`` λ where that is 1 − lr·λ, else 0. True and False as for ``fused_step``.
+    """
+    workspace: Callable[[int, int, int, Options, torch.dtype, torch.device], int] = _one_result
+    """Bytes that ``direction`` or ``advance`` holds beside its input, its result included.
+
+    Of (batch, rows, cols, options, dtype of the input, device). Where a rule does not say, its result alone is counted.
     """
     init_matrix: Callable[[Tensor, Options], State] = _no_state
     """State of a batch of matrices ``(..., rows, cols)`` for ``advance``; every tensor begins with the batch's dims."""

@@ -8,10 +8,11 @@ brought to equal size over time besides (NorMuon, arXiv 2510.05491, algorithm 1)
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from orthoopt.coefficients import resolve_coefficients
-from orthoopt.newton_schulz import NS_DTYPES, newton_schulz
+from orthoopt.newton_schulz import NS_DTYPES, bytes_needed, newton_schulz
 from orthoopt.rules._base import Equivariance, Options, State, register
 from orthoopt.rules._momentum import momentum_rule
 from orthoopt.rules._rows import DAMPING
@@ -62,6 +63,12 @@ def _init_matrix(matrix: Tensor, options: Options) -> State:
     return {"row_exp_avg_sq": matrix.new_zeros((*matrix.shape[:-1], 1))}
 
 
+def _workspace(batch: int, rows: int, cols: int, options: Options, dtype: torch.dtype, device: torch.device) -> int:
+    coefficients, steps = options["ns_coefficients"], options["ns_steps"]
+    needed = bytes_needed(batch, rows, cols, steps, coefficients, NS_DTYPES[options["ns_dtype"]], dtype, device)
+    return needed + (0 if options["second_moment"] == "none" else 2 * batch * rows * cols * dtype.itemsize)
+
+
 def _rms(rows: int, cols: int, options: Options) -> float:
     return 1 / math.sqrt(max(rows, cols))
 
@@ -90,6 +97,7 @@ spectral = register(
         equivariance=_equivariance,
         transposable=lambda options: options["second_moment"] == "none",
         init_matrix=_init_matrix,
+        workspace=_workspace,
         check=_check,
     )
 )
