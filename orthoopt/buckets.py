@@ -120,15 +120,18 @@ def chunks(items: Iterable[Item]) -> list[list[Item]]:
     return [portion for bucket in _by(items, _key) for portion in _portions(bucket)]
 
 
-def bytes_needed(chunk: list[Item]) -> int:
-    """What a bucket needs beside parameters, gradients and state: its stack of signals, and what its rule works in."""
+def bytes_needed(chunk: list[Item]) -> int | None:
+    """What a bucket needs beside parameters, gradients and state: its stack of signals, and what its rule works in.
+
+    None where the rule does not say.
+    """
     first = chunk[0]
+    if first.rule.workspace is None:
+        return None
     *_, rows, cols = first.stacked_shape
-    batch = sum(item.batch for item in chunk)
-    wide = torch.promote_types(first.target.dtype, torch.float32)
-    return batch * rows * cols * wide.itemsize + first.rule.workspace(
-        batch, rows, cols, first.options, wide, first.target.device
-    )
+    batch, dtype = sum(item.batch for item in chunk), _signal_dtype(first)
+    work = first.rule.workspace(batch, rows, cols, first.options, dtype, first.target.device)
+    return batch * rows * cols * dtype.itemsize + work
 
 
 class _Alike(NamedTuple):
@@ -229,7 +232,7 @@ def _signals(chunk: list[Item]) -> Tensor:
     if len(chunk) == 1 and (alone := _signal_in_place(first)) is not None:
         return alone
     counts = [item.batch for item in chunk]
-    stacked = first.source.new_empty((sum(counts), *first.stacked_shape[1:]), dtype=first.dtype)
+    stacked = first.source.new_empty((sum(counts), *first.stacked_shape[1:]), dtype=_signal_dtype(first))
     outs = [_as_target(part, item) for part, item in zip(stacked.split(counts), chunk, strict=True)]
     pairs = list(zip(chunk, outs, strict=True))
     for some in _by(pairs, lambda pair: pair[0].terms.moving):
@@ -241,6 +244,14 @@ def _signals(chunk: list[Item]) -> Tensor:
         for item, out in some:
             out.copy_(_gradient(item))
     return stacked
+
+
+def _signal_dtype(item: Item) -> torch.dtype:
+    """Of the stack that an item is part of."""
+    wide = torch.promote_types(item.target.dtype, torch.float32)
+    *_, rows, cols = item.stacked_shape
+    wanted = item.rule.signal_dtype(item.options, rows, cols, item.target.device) if wide == torch.float32 else None
+    return wanted or wide
 
 
 def _signal_in_place(item: Item) -> Tensor | None:

@@ -23,6 +23,9 @@ from orthoopt.start import normalize
 
 __all__ = ["NS_DTYPES", "iteration_dtype", "newton_schulz", "normalize"]
 
+SMALL_SIDE = 128
+"""Up to this shorter side one kernel may take a whole iteration on a GPU."""
+
 NS_DTYPES: dict[str, torch.dtype | None] = {
     "auto": None,
     "float32": torch.float32,
@@ -114,6 +117,27 @@ def preferred_dtype(rows: int, cols: int, table: Table, dtype: torch.dtype, devi
     if dtype == torch.bfloat16 and choose_form(rows, cols, table, torch.float16, device).name == "gram":
         return torch.float16
     return dtype
+
+
+def signal_dtype(
+    rows: int,
+    cols: int,
+    steps: int,
+    coefficients: str | Triple | Sequence[Triple],
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> torch.dtype | None:
+    """bfloat16 where :func:`newton_schulz` of float32 matrices begins by rounding to it, else None.
+
+    float16 needs a scale first, which is not known while the matrices are written; sides that one kernel takes whole
+    do not iterate in bfloat16.
+    """
+    if device.type != "cuda" or (dtype is None and min(rows, cols) <= SMALL_SIDE):
+        return None
+    table = resolve_coefficients(coefficients, steps)
+    like = torch.empty(0, device=device)
+    chosen = dtype or preferred_dtype(rows, cols, table, iteration_dtype(like), device.type)
+    return chosen if chosen == torch.bfloat16 else None
 
 
 def _on_chip(x: Tensor, table: Table) -> Tensor | None:

@@ -118,11 +118,11 @@ class OrthoOpt(Optimizer):
         """How many steps a non-finite gradient has made empty since this object was made; waits for the device."""
         return int(self._skipped)
 
-    def stated_need(self) -> int:
+    def stated_need(self) -> int | None:
         """Bytes that the largest bucket of the last step needs beside parameters, gradients and state.
 
         A step holds one bucket at a time. Matrices that a kernel takes in one pass need nothing; elementwise rules are
-        not counted. 0 before the first step.
+        not counted. 0 before the first step, None where a rule does not say what it works in: ``spectral`` does.
         """
         return self._matrices.bytes_needed()
 

@@ -87,9 +87,11 @@ class Matrices:
             items += known.items
         return items, copies
 
-    def bytes_needed(self) -> int:
+    def bytes_needed(self) -> int | None:
         """What the largest bucket of the last step needs; see :func:`orthoopt.buckets.bytes_needed`."""
-        return max(map(buckets.bytes_needed, self._chunks), default=0)
+        needs = [buckets.bytes_needed(chunk) for chunk in self._chunks]
+        known = [need for need in needs if need is not None]
+        return max(known, default=0) if len(known) == len(needs) else None
 
     def apply(self, items: Sequence[Item]) -> None:
         """Let every item have its update; gradients are not held any longer then."""

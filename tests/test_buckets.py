@@ -81,3 +81,21 @@ def test_each_item_has_its_own_factor() -> None:
     # The row of ones has length 2; damping takes 1e-5 off.
     for item, factor in zip(items, (0.1, 0.2, 0.3, 0.1), strict=True):
         torch.testing.assert_close(item.target, torch.full((2, 4), -factor / 2), atol=1e-5, rtol=1e-4)
+
+
+def test_signals_are_stacked_in_the_dtype_that_the_rule_wants() -> None:
+    seen: list[Tensor] = []
+
+    def noted(x: Tensor) -> Tensor:
+        seen.append(x.clone())
+        return x
+
+    plain = dataclasses.replace(
+        rules.get("ssd"), direction=noted, direction_options=(), signal_dtype=lambda *_: torch.bfloat16
+    )
+    matrices = [torch.randn(3, 5), torch.randn(3, 5)]
+    items = items_of(plain, matrices, 1.0)
+    buckets.apply(items)
+    assert [x.dtype for x in seen] == [torch.bfloat16]
+    for item, matrix in zip(items, matrices, strict=True):
+        assert torch.equal(item.target, -matrix.bfloat16().float())

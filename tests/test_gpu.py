@@ -95,3 +95,46 @@ def test_state_and_checkpoint_stay_on_the_device() -> None:
     optimizer.step()
     state = optimizer.state[param]
     assert state["exp_avg"].dtype == torch.float32 and state["exp_avg"].is_cuda
+
+
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_a_captured_step_replays_as_it_is_taken(name: str) -> None:
+    """The learning rate moves between replays, and a bad gradient in one of them changes nothing."""
+    replayed, taken = on_gpu(), on_gpu()
+    rates = [torch.tensor(0.01, device="cuda") for _ in range(2)]
+    recorded, eager = (
+        OrthoOpt([{"params": list(params.items()), "rule": name}], lr=rate)
+        for params, rate in zip((replayed, taken), rates, strict=True)
+    )
+    for params in (replayed, taken):
+        for param in params.values():
+            param.grad = torch.zeros_like(param)
+
+    def give(step: int) -> None:
+        source = on_gpu()
+        set_gradients(source, step)
+        if step == 3:
+            source["wide"].grad[0, 0] = math.nan
+        for params in (replayed, taken):
+            for key, param in params.items():
+                param.grad.copy_(source[key].grad)
+
+    for step in range(2):  # state and tables exist before the recording
+        give(step)
+        recorded.step()
+        eager.step()
+    torch.cuda.synchronize()
+    before = snapshot(recorded)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded.step()
+    assert equal(before, snapshot(recorded))  # recording is not doing
+    for step in range(2, 5):
+        give(step)
+        for rate in rates:
+            rate.fill_(0.01 / step)
+        graph.replay()
+        eager.step()
+    for key, param in taken.items():
+        torch.testing.assert_close(replayed[key], param, atol=1e-6, rtol=1e-5)  # the same kernels in the same order
+    assert recorded.skipped_steps == eager.skipped_steps == 1

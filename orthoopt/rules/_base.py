@@ -62,8 +62,8 @@ def _no_state(matrix: Tensor, options: Options) -> State:
     return {}
 
 
-def _one_result(batch: int, rows: int, cols: int, options: Options, dtype: torch.dtype, device: torch.device) -> int:
-    return batch * rows * cols * dtype.itemsize
+def _as_computed(options: Options, rows: int, cols: int, device: torch.device) -> torch.dtype | None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,15 @@ class Rule:
     ``(params, grads, states, options, *, lr, keep, coefficient, maximize, gate)``; ``keep`` is what weight decay
     leaves, and ``coefficient`` λ where that is 1 − lr·λ, else 0. True and False as for ``fused_step``.
     """
-    workspace: Callable[[int, int, int, Options, torch.dtype, torch.device], int] = _one_result
-    """Bytes that ``direction`` or ``advance`` holds beside its input, its result included.
+    signal_dtype: Callable[[Options, int, int, torch.device], torch.dtype | None] = _as_computed
+    """The dtype in which ``direction`` or ``advance`` wants signals of (rows, cols) on a device; None: as they are.
 
-    Of (batch, rows, cols, options, dtype of the input, device). Where a rule does not say, its result alone is counted.
+    What an iteration rounds first of all, the momentum can round while it is written.
+    """
+    workspace: Callable[[int, int, int, Options, torch.dtype, torch.device], int] | None = None
+    """Bytes that ``direction`` or ``advance`` holds beside its input, its result included; None: the rule does not say.
+
+    Of (batch, rows, cols, options, dtype of the input, device).
     """
     init_matrix: Callable[[Tensor, Options], State] = _no_state
     """State of a batch of matrices ``(..., rows, cols)`` for ``advance``; every tensor begins with the batch's dims."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from orthoopt.coefficients import resolve_coefficients
-from orthoopt.newton_schulz import NS_DTYPES, bytes_needed, newton_schulz
+from orthoopt.newton_schulz import NS_DTYPES, bytes_needed, newton_schulz, signal_dtype
 from orthoopt.rules._base import Equivariance, Options, State, register
 from orthoopt.rules._momentum import momentum_rule
 from orthoopt.rules._rows import DAMPING
@@ -63,6 +63,14 @@ def _init_matrix(matrix: Tensor, options: Options) -> State:
     return {"row_exp_avg_sq": matrix.new_zeros((*matrix.shape[:-1], 1))}
 
 
+def _signal_dtype(options: Options, rows: int, cols: int, device: torch.device) -> torch.dtype | None:
+    if options["second_moment"] != "none":
+        return None
+    return signal_dtype(
+        rows, cols, options["ns_steps"], options["ns_coefficients"], NS_DTYPES[options["ns_dtype"]], device
+    )
+
+
 def _workspace(batch: int, rows: int, cols: int, options: Options, dtype: torch.dtype, device: torch.device) -> int:
     coefficients, steps = options["ns_coefficients"], options["ns_steps"]
     needed = bytes_needed(batch, rows, cols, steps, coefficients, NS_DTYPES[options["ns_dtype"]], dtype, device)
@@ -97,6 +105,7 @@ spectral = register(
         equivariance=_equivariance,
         transposable=lambda options: options["second_moment"] == "none",
         init_matrix=_init_matrix,
+        signal_dtype=_signal_dtype,
         workspace=_workspace,
         check=_check,
     )
