@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -117,7 +118,12 @@ def _adamw(named: Named, **kind: bool) -> Optimizer:
 BASELINE = "torch.optim.Muon"
 OURS = "orthoopt.Muon"
 FLOOR = "torch.optim.AdamW fused"
-LINEAR = ("orthoopt.RowNorm", "orthoopt.AuON")
+LINEAR = ("orthoopt.RowNorm", "orthoopt.RowNorm unchecked", "orthoopt.AuON", "orthoopt.AuON unchecked")
+
+
+def _linear(constructor: Callable[..., Optimizer], policy: str, named: Named) -> Optimizer:
+    return constructor(named, LR, WEIGHT_DECAY, MOMENTUM, nonfinite=policy)
+
 
 OF_OURS: tuple[Variant, ...] = (
     _matmul(OURS, lambda named: orthoopt.Muon(named, LR, WEIGHT_DECAY, MOMENTUM, **_NS), _MUON, main=True),
@@ -174,22 +180,22 @@ OF_OURS: tuple[Variant, ...] = (
         OfRule("dct_adamw", (("betas", BETAS), ("eps", EPS)), scaled=False),
         note="a quarter of the columns",
     ),
-    # Gradient and buffer and parameter read, buffer and parameter written.
-    Variant(
-        "orthoopt.RowNorm",
-        lambda named: orthoopt.RowNorm(named, LR, WEIGHT_DECAY, MOMENTUM),
-        definitions.row_norm,
-        "memory",
-        bytes_per_element=20,
-        main=True,
-    ),
-    Variant(
-        "orthoopt.AuON",
-        lambda named: orthoopt.AuON(named, LR, WEIGHT_DECAY, MOMENTUM),
-        definitions.auon,
-        "memory",
-        bytes_per_element=20,
-        main=True,
+    *(
+        # Gradient and buffer and parameter read, buffer and parameter written.
+        Variant(
+            f"{name} unchecked" if policy == "ignore" else name,
+            partial(_linear, constructor, policy),
+            definition,
+            "memory",
+            bytes_per_element=20,
+            main=True,
+            note="nonfinite='ignore': as torch's optimizers, it does not look for bad gradients" * (policy == "ignore"),
+        )
+        for name, constructor, definition in (
+            ("orthoopt.RowNorm", orthoopt.RowNorm, definitions.row_norm),
+            ("orthoopt.AuON", orthoopt.AuON, definitions.auon),
+        )
+        for policy in ("skip", "ignore")
     ),
 )
 OF_TORCH: tuple[Variant, ...] = (
