@@ -45,7 +45,7 @@ def axpy_matmul(x: Tensor, b: Tensor, scalar: Scalar, *, alpha: Scalar = 1.0, ou
 def symmetric_share(rows: int, device: torch.device | str, dtype: torch.dtype) -> float:
     """The share of a symmetric product's entries that is computed on a device; the rest is mirrored."""
     device = torch.device(device)
-    if device.type == "cuda" and available(device):
+    if device.type == "cuda" and torch.cuda.is_available() and available(device):
         blocks = -(-rows // _TILE)
         return (blocks + 1) / (2 * blocks)
     return reference.symmetric_share(rows, device.type, dtype)

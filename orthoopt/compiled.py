@@ -67,4 +67,5 @@ def traced_step(optimizer: OrthoOpt, number: int) -> None:
     params = optimizer.all_params
     places = [place for place, param in enumerate(params) if param.grad is not None]
     if places:
-        step_operation(number, places, [params[i] for i in places], [params[i].grad for i in places])
+        # Detached rather than without gradients: a graph that raises would leave that mode on behind it.
+        step_operation(number, places, [params[i].detach() for i in places], [params[i].grad for i in places])

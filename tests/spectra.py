@@ -5,8 +5,37 @@ from __future__ import annotations
 import math
 
 import torch
-from strategies import matrix
 from torch import Tensor
+
+SPECTRA = ("gaussian", "even", "log", "rank_one", "half_zero", "outlier")
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def matrix(rows: int, cols: int, spectrum: str, seed: int, batch: tuple[int, ...] = ()) -> Tensor:
+    """A float64 matrix, or a batch of them, with singular values as the name says, the largest near one."""
+    source = generator(seed)
+    gaussian = torch.randn(*batch, rows, cols, generator=source, dtype=torch.float64)
+    if spectrum == "gaussian":
+        return gaussian
+    u, s, vh = torch.linalg.svd(gaussian, full_matrices=False)
+    count = s.shape[-1]
+    if spectrum == "even":
+        s = torch.linspace(1, 0.5, count, dtype=torch.float64)
+    elif spectrum == "log":
+        s = torch.logspace(0, -4, count, dtype=torch.float64)
+    elif spectrum == "rank_one":
+        s = torch.zeros(count, dtype=torch.float64)
+        s[0] = 1
+    elif spectrum == "half_zero":
+        s = torch.ones(count, dtype=torch.float64)
+        s[(count + 1) // 2 :] = 0
+    result = (u * s.unsqueeze(-2)) @ vh
+    if spectrum == "outlier":
+        result[..., 0, 0] = 1e3
+    return result
 
 
 def eps(dtype: torch.dtype) -> float:

@@ -12,16 +12,13 @@ import scipy.fft
 import torch
 from comparison import relative_error as relative_error
 from hypothesis import strategies as st
+from spectra import SPECTRA as SPECTRA
+from spectra import generator as generator
+from spectra import matrix as matrix
 from torch import Tensor
 
 from orthoopt import coefficients, rules
 from orthoopt.rules import Rule
-
-SPECTRA = ("gaussian", "even", "log", "rank_one", "half_zero", "outlier")
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def values_of(rule: Rule) -> dict[str, list[Any]]:
@@ -127,30 +124,6 @@ def has_stated_rms(rule: Rule, options: dict[str, Any]) -> bool:
 
 def descends(rule: Rule, options: dict[str, Any]) -> bool:
     return rule.descends(options)
-
-
-def matrix(rows: int, cols: int, spectrum: str, seed: int, batch: tuple[int, ...] = ()) -> Tensor:
-    """A float64 matrix, or a batch of them, with singular values as the name says, the largest near one."""
-    source = generator(seed)
-    gaussian = torch.randn(*batch, rows, cols, generator=source, dtype=torch.float64)
-    if spectrum == "gaussian":
-        return gaussian
-    u, s, vh = torch.linalg.svd(gaussian, full_matrices=False)
-    count = s.shape[-1]
-    if spectrum == "even":
-        s = torch.linspace(1, 0.5, count, dtype=torch.float64)
-    elif spectrum == "log":
-        s = torch.logspace(0, -4, count, dtype=torch.float64)
-    elif spectrum == "rank_one":
-        s = torch.zeros(count, dtype=torch.float64)
-        s[0] = 1
-    elif spectrum == "half_zero":
-        s = torch.ones(count, dtype=torch.float64)
-        s[(count + 1) // 2 :] = 0
-    result = (u * s.unsqueeze(-2)) @ vh
-    if spectrum == "outlier":
-        result[..., 0, 0] = 1e3
-    return result
 
 
 @st.composite

@@ -129,6 +129,17 @@ def test_replaced_parameters_are_noticed() -> None:
         torch.compile(lambda: optimizer.step(), backend="eager")()
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_an_error_leaves_the_gradient_mode_as_it_was(backend: str) -> None:
+    params = parameters()
+    optimizer = optimizer_of("spectral", params, nonfinite="raise")
+    set_gradients(params, 0)
+    params["wide"].grad[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="wide is not finite"):
+        torch.compile(lambda: optimizer.step(), backend=backend)()
+    assert torch.is_grad_enabled()
+
+
 def test_an_optimizer_is_not_kept_alive_by_its_number() -> None:
     from orthoopt.compiled import _OPTIMIZERS
 

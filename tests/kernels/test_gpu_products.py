@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from comparison import relative_error
 from interpreter import needs_triton
 from operands import assert_product, laid_out, poisoned
-from strategies import SPECTRA, matrix, relative_error
+from spectra import SPECTRA, matrix
 from torch import Tensor
 
 from orthoopt.coefficients import resolve_coefficients
