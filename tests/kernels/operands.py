@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from strategies import generator
+from spectra import generator
 from torch import Tensor
 
 LAYOUTS = ("contiguous", "transposed", "sliced", "expanded", "permuted")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from strategies import generator
+from spectra import generator
 from torch import Tensor
 
 LAYOUTS = ("dense", "transposed", "sliced", "spread", "shifted", "crossed")
