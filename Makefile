@@ -7,6 +7,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 # A first run for that, also where Python is told to write no bytecode: commands then start in seconds, not in fifteen.
 WARM := env -u PYTHONDONTWRITEBYTECODE $(BIN)/orthoopt explain gpt2 >/dev/null
 OUT ?= bench/results
+# A process a core and one thread each: the tests' matrices are too small for two.
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile
 
 .PHONY: help demo test test-slow check format bench gpu clean
 
@@ -36,10 +38,10 @@ demo: $(VENV)/.recipes
 	$(BIN)/orthoopt pretrain
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -q
+	$(TEST)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -q -m slow
+	$(TEST) -m slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
