@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 WARM := env -u PYTHONDONTWRITEBYTECODE $(BIN)/orthoopt explain gpt2 >/dev/null
 OUT ?= bench/results
 # A process a core and one thread each: the tests' matrices are too small for two.
-TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-slow check format bench gpu clean
 
