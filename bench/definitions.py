@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from unittest import mock
 
 import torch
 from torch import Tensor
 
-from orthoopt import rules
+from orthoopt import polar, rules
 
 LR, WEIGHT_DECAY, MOMENTUM, BETAS, EPS = 1e-3, 0.1, 0.95, (0.9, 0.95), 1e-8
 NS_STEPS, NS_COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # those of torch.optim.Muon
@@ -105,6 +107,8 @@ class OfRule:
     decay: float = WEIGHT_DECAY
     scaled: bool = True
     """Brought to AdamW's size, 0.2 over the root mean square that the rule states; else left as it is."""
+    float32_null: bool = False
+    """Null directions are those of float32, which an exact method leaves out: a Gaussian matrix may have some."""
 
     def __call__(self, name: str, parameter: Tensor, gradients: Sequence[Tensor]) -> Tensor:
         """See :data:`Definition`."""
@@ -114,10 +118,15 @@ class OfRule:
             assert rule.rms is not None
             rows, cols = parameter.shape
             scale = 0.2 / rule.rms(rows, cols, {**rule.defaults, **options})
-        for gradient in gradients:
-            update, state = rule.update(gradient, state, **options)
-            parameter = _decayed(parameter, self.lr, self.decay) - self.lr * scale * update
+        with mock.patch.object(polar, "rank_tolerance", _of_float32) if self.float32_null else nullcontext():
+            for gradient in gradients:
+                update, state = rule.update(gradient, state, **options)
+                parameter = _decayed(parameter, self.lr, self.decay) - self.lr * scale * update
         return parameter
+
+
+def _of_float32(x: Tensor, tolerance: Callable[[Tensor], float] = polar.rank_tolerance) -> float:
+    return tolerance(x.float())
 
 
 _HYBRID = {"cols": OfRule("hybrid", (("axis", "cols"),)), "rows": OfRule("hybrid")}

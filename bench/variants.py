@@ -153,13 +153,13 @@ OF_OURS: tuple[Variant, ...] = (
     _other(
         "orthoopt.PolarGrad",
         lambda named: orthoopt.PolarGrad(named, LR, WEIGHT_DECAY, MOMENTUM),
-        OfRule("polargrad", lr=_POLARGRAD_LR, decay=0.0, scaled=False),
+        OfRule("polargrad", lr=_POLARGRAD_LR, decay=0.0, scaled=False, float32_null=True),
         note="polar factor to rounding up to a side of 512 on CPUs",
     ),
     _other(
         "orthoopt.SSD",
         lambda named: orthoopt.SSD(named, LR, WEIGHT_DECAY),
-        OfRule("ssd", lr=_SSD_LR, decay=0.0, scaled=False),
+        OfRule("ssd", lr=_SSD_LR, decay=0.0, scaled=False, float32_null=True),
         note="as PolarGrad",
     ),
     _other(
