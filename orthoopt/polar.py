@@ -19,7 +19,7 @@ METHODS: tuple[Method, ...] = ("newton_schulz", "gram", "polar_express", "qdwh",
 
 AUTO_SIDE = 512
 """Up to this shorter side ``"auto"`` is exact on CPUs: from a side of 128 an SVD costs about what eight steps do, and
-below that little (bench/results/orthogonalize_cpu.json). On an accelerator an SVD waits for the host."""
+below that little (bench/results/orthogonalize_methods_cpu.json). On an accelerator an SVD waits for the host."""
 
 _POLAR_EXPRESS_TABLES = tuple(name for name in names() if name.startswith("polar_express"))
 
