@@ -104,7 +104,7 @@ def _torch_muon(named: Named) -> Optimizer:
 def without_bfloat16() -> Any:
     """Let ``tensor.bfloat16()`` give the tensor itself: what torch.optim.Muon casts with."""
     try:
-        torch.Tensor.bfloat16 = lambda self: self  # type: ignore[method-assign,assignment,return-value]
+        torch.Tensor.bfloat16 = lambda self: self  # type: ignore[method-assign,assignment,return-value]  # a patch
         yield
     finally:
         del torch.Tensor.bfloat16

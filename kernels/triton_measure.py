@@ -66,4 +66,4 @@ def _medians(sides: triton_products.Sides, repeats: int) -> tuple[float, float]:
             end.synchronize()
             if repeat >= 3:
                 kept.append(1000 * begin.elapsed_time(end))
-    return tuple(sorted(kept)[len(kept) // 2] for kept in times)  # type: ignore[return-value]
+    return tuple(sorted(kept)[len(kept) // 2] for kept in times)  # type: ignore[return-value]  # of two lists

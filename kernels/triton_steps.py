@@ -160,7 +160,7 @@ def numbers(lr: float | Tensor, keep: float | Tensor) -> dict[str, Any]:
 
 def triton_dtype(dtype: torch.dtype) -> Any:
     """Triton's name for a dtype of torch."""
-    import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]  # optional
 
     return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
 

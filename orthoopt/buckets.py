@@ -280,11 +280,21 @@ def _subtract(chunk: list[Item], updates: list[Tensor]) -> None:
         if item.padding_row is not None:
             update[..., item.padding_row, :] = 0
         if item.terms.decay.is_cautious:
-            shrink_cautiously(item.target, update, item.terms.decay.cautious)
-    for some in _by(pairs, lambda pair: _by_identity(pair[0].terms)):
+            _subtract_cautiously(item, update)
+    plain = [pair for pair in pairs if not pair[0].terms.decay.is_cautious]
+    for some in _by(plain, lambda pair: _by_identity(pair[0].terms)):
         targets, terms = [item.target for item, _ in some], some[0][0].terms
         scales = [item.scale for item, _ in some]
         subtract_updates(targets, [update for _, update in some], scales, terms.lr, terms.decay.keep)
+
+
+def _subtract_cautiously(item: Item, update: Tensor) -> None:
+    """Decay and update of one item, rounded to the parameter's dtype once: what decays alone would be rounded away."""
+    wide = item.target.to(item.dtype)
+    shrink_cautiously(wide, update, item.terms.decay.cautious)
+    subtract_updates([wide], [update], [item.scale], item.terms.lr)
+    if wide is not item.target:
+        item.target.copy_(wide)
 
 
 def _by(things: Iterable[T], key: Callable[[T], Any]) -> list[list[T]]:

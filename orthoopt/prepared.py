@@ -27,8 +27,8 @@ class _Known(NamedTuple):
 
     key: tuple[Any, ...]
     """Rule, options, view, scale: what the items were made for."""
-    pointer: int
-    """Where the parameter's memory was."""
+    place: tuple[Any, ...]
+    """Where the parameter's memory was, and how it was laid out."""
     state: dict[str, tuple[Tensor, int]]
     """The state tensors that the items hold parts of, and where their memory was."""
     items: list[Item]
@@ -114,9 +114,13 @@ class Matrices:
 def _holds(known: _Known, key: tuple[Any, ...], param: Tensor, state: dict[str, Any]) -> bool:
     return (
         known.key == key
-        and known.pointer == param.data_ptr()
+        and known.place == _place(param)
         and all(state.get(name) is t and t.data_ptr() == place for name, (t, place) in known.state.items())
     )
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _prepare(
@@ -139,6 +143,6 @@ def _prepare(
         item = Item(rule, options, shape, target, target, terms, scale, buffer, remembered, padding_row, piece=index)
         items += buckets.bounded(item)
     if type(param) not in _PLAIN:
-        return _Known(key, 0, {}, items)
+        return _Known(key, (), {}, items)
     held = {name: (tensor, tensor.data_ptr()) for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    return _Known(key, written.data_ptr(), held, items)
+    return _Known(key, _place(written), held, items)

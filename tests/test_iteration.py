@@ -109,7 +109,7 @@ def test_layouts_are_read_and_not_written(steps: int, form: str, layout: str) ->
     elif layout == "reversed batch":
         x = torch.stack([x, x], 1).transpose(0, 1)
     before = x.clone()
-    result = newton_schulz(x, steps, "muon", form=form)  # type: ignore[arg-type]
+    result = newton_schulz(x, steps, "muon", form=form)  # type: ignore[arg-type]  # drawn
     assert torch.equal(x, before)
     assert relative_error(result, by_svd(x, "muon", steps)) < 1e-5  # float32, well-conditioned
     assert result.untyped_storage().nbytes() == 4 * result.numel()  # memory of its own, no piece of a workspace
@@ -157,8 +157,8 @@ def test_coefficients_that_complete_no_square() -> None:
     x = matrix(64, 200, "even", 0).float()
     for table in ((1.5, -0.5, 1e-7), (2.0, -1.5, 0.5), (1.5, -0.5, 0.0)):
         for form in ("standard", "gram"):
-            resolved = newton_schulz(x.double(), 5, table, form=form)  # type: ignore[arg-type]
-            assert relative_error(newton_schulz(x, 5, table, form=form), resolved) < 1e-5  # type: ignore[arg-type]
+            resolved = newton_schulz(x.double(), 5, table, form=form)  # type: ignore[arg-type]  # drawn
+            assert relative_error(newton_schulz(x, 5, table, form=form), resolved) < 1e-5  # type: ignore[arg-type]  # drawn
     u, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
     s = s / s.norm()
     for _ in range(5):

@@ -24,6 +24,11 @@ def _parameter_becomes_another(optimizer: OrthoOpt, params: dict[str, nn.Paramet
     params["tall"].data = torch.ones_like(params["tall"])
 
 
+def _parameter_is_laid_out_anew(optimizer: OrthoOpt, params: dict[str, nn.Parameter]) -> None:
+    """The same memory, other strides: its matrices transposed."""
+    params["stack"].data = params["stack"].detach().view(3, 2, 5).mT
+
+
 def _state_is_replaced(optimizer: OrthoOpt, params: dict[str, nn.Parameter]) -> None:
     for state in optimizer.state.values():
         for key, value in state.items():
@@ -60,7 +65,8 @@ def _parameter_is_added(optimizer: OrthoOpt, params: dict[str, nn.Parameter]) ->
 @pytest.mark.parametrize(
     "change",
     [
-        _parameter_moves, _parameter_becomes_another, _state_is_replaced, _checkpoint_is_loaded, _scale_changes,
+        _parameter_moves, _parameter_becomes_another, _parameter_is_laid_out_anew,
+        _state_is_replaced, _checkpoint_is_loaded, _scale_changes,
         _momentum_is_cycled, _learning_rate_moves, _parameter_is_added,
     ],
 )  # fmt: skip

@@ -133,3 +133,18 @@ def test_constructors_and_overrides_pass_the_mode_on() -> None:
         )
         modes = {name: g["weight_decay_mode"] for g in optimizer.param_groups for name in g["param_names"]}
         assert modes["0.weight"] == modes["1.weight"] == "cautious" and modes["2.weight"] == "independent"
+
+
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_cautious_decay_of_bfloat16_is_rounded_once_with_the_update(name: str) -> None:
+    """By itself a decay of 1e-3 is below what bfloat16 tells apart, and would never happen."""
+    low, wide = parameters(torch.bfloat16), parameters(torch.bfloat16)
+    exact = {key: nn.Parameter(param.detach().float()) for key, param in wide.items()}
+    for params in (low, exact):
+        optimizer = optimizer_of(name, params, weight_decay_mode="cautious")
+        set_gradients(params, 0)
+        for param in params.values():
+            param.grad = param.grad.bfloat16().to(param.dtype)
+        optimizer.step()
+    for key, param in low.items():
+        assert torch.equal(param, exact[key].bfloat16()), key

@@ -103,7 +103,7 @@ def test_the_stated_need_is_a_result_and_its_buffers(form: str, restarts: int) -
     spare = rows * cols if form == "standard" or restarts else 0
     expected = 4 * (3 * rows * cols + 3 * squares * rows * rows + 3 * spare)
     # Pieces are rounded up to a cache line.
-    assert expected <= bytes_needed(3, cols, rows, form, restarts=restarts) < expected + 64 * 5  # type: ignore[arg-type]
+    assert expected <= bytes_needed(3, cols, rows, form, restarts=restarts) < expected + 64 * 5  # type: ignore[arg-type]  # drawn
 
 
 def test_the_need_of_a_large_batch_is_that_of_a_chunk() -> None:
@@ -118,5 +118,5 @@ def test_a_call_takes_the_memory_that_it_states(shape: tuple[int, ...]) -> None:
     orthogonalize(torch.randn(shape))
     name, restarts = ("gram", 0) if shape[-1] == 300 else ("standard", 0)
     batch, rows, cols = shape
-    stated = bytes_needed(batch, rows, cols, name, restarts=restarts)  # type: ignore[arg-type]
+    stated = bytes_needed(batch, rows, cols, name, restarts=restarts)  # type: ignore[arg-type]  # drawn
     assert kept_bytes() + 4 * batch * rows * cols == stated

@@ -60,8 +60,8 @@ def step(kind: tuple[str, str], params: Sequence[Tensor], grads: Sequence[Tensor
 
 def direction(kind: tuple[str, str], signal: Tensor) -> Tensor:
     if kind[0] == "row_norm":
-        return row_norm_direction(signal, eps_mode=kind[1])  # type: ignore[arg-type]
-    return auon_direction(signal, variant=kind[1])  # type: ignore[arg-type]
+        return row_norm_direction(signal, eps_mode=kind[1])  # type: ignore[arg-type]  # a drawn string
+    return auon_direction(signal, variant=kind[1])  # type: ignore[arg-type]  # likewise
 
 
 def assert_is_the_rule(kind: tuple[str, str], param: Tensor, grad: Tensor, buffer: Tensor, moving: Moving) -> None:

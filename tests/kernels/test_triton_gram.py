@@ -22,7 +22,7 @@ pytestmark = [needs_triton, interpreted]
 HALF, SINGLE = torch.float16, torch.float32
 # Where float16 asks for a restart (arXiv 2608.11612); float32 is judged without.
 RESTARTS = {"polar_express_a_1.05": (2,), "muon": (3,), "quintic": (2,), "aol4": (2,)}
-FEW = settings.default.max_examples // 5  # type: ignore[attr-defined]
+FEW = settings.default.max_examples // 5  # type: ignore[attr-defined]  # set at run time
 
 
 def table_of(name: str) -> Table:

@@ -21,7 +21,7 @@ from orthoopt.kernels.triton_tuning import Config, symmetric_tiles
 pytestmark = [needs_triton, interpreted]
 
 # A launch costs the interpreter milliseconds; HYPOTHESIS_PROFILE=thorough draws as many times more as elsewhere.
-FEW = settings.default.max_examples // 7  # type: ignore[attr-defined]
+FEW = settings.default.max_examples // 7  # type: ignore[attr-defined]  # set at run time
 
 batches = st.sampled_from([(), (1,), (3,), (2, 2)])
 sides = st.integers(1, 50)

@@ -31,7 +31,7 @@ pytestmark = [needs_triton, interpreted]
 # A step costs the interpreter a quarter of a second; HYPOTHESIS_PROFILE=thorough draws as many times more as elsewhere.
 # Making a failure small would take minutes.
 few = settings(
-    max_examples=settings.default.max_examples // 10,  # type: ignore[attr-defined]
+    max_examples=settings.default.max_examples // 10,  # type: ignore[attr-defined]  # set at run time
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 
