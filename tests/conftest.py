@@ -1,9 +1,13 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from ranks import Ranks
 
 try:
     import hypothesis
@@ -22,6 +26,15 @@ else:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator["Ranks"]:
+    """Processes that make up worlds, see tests/ranks.py."""
+    from ranks import started
+
+    with started() as processes:
+        yield processes
 
 
 @pytest.fixture

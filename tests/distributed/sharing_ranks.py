@@ -1,10 +1,6 @@
-"""One rank of the tests in test_distributed.py, started by torchrun: ``distributed_worker.py CHECK``."""
+"""What the ranks of test_sharing.py run."""
 
 from __future__ import annotations
-
-import os
-import sys
-import traceback
 
 import torch
 import torch.distributed as dist
@@ -100,18 +96,3 @@ def a_bad_gradient_on_one_rank_skips_on_every_rank() -> None:
     after = [param.detach().to_local() for param in network.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert optimizer.skipped_steps == 1
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    status = 1
-    try:
-        globals()[sys.argv[1]]()
-        dist.barrier()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    sys.stderr.flush()
-    # Not through the interpreter's end: gloo's threads sometimes abort the process there, after all is done.
-    os._exit(status)
