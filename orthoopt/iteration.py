@@ -224,8 +224,9 @@ def _buffers(batch: int, rows: int, cols: int, form: FormName, restarts: int) ->
 
 
 def _pad(rows: int) -> int:
-    """A cache line more a row where triangles are mirrored: columns a power of two apart would evict each other."""
-    return 16 if rows >= 256 else 0
+    """Makes rows an odd number of cache lines long: a power of two apart, the lines of a column evict each other."""
+    lines = -(-rows // 16) | 1
+    return 16 * lines - rows if rows >= 32 else 0
 
 
 def _together(rows: int, cols: int, form: FormName, restarts: int, dtype: torch.dtype) -> int:
