@@ -69,7 +69,12 @@ def symm_matmul(
 
 def takes(x: Tensor) -> bool:
     """Whether the loops multiply such matrices."""
-    return x.dtype is torch.float32 and x.is_cpu and x.shape[-2] >= LEAST_ROWS and library() is not None
+    return x.dtype is torch.float32 and x.is_cpu and x.shape[-2] >= LEAST_ROWS and is_on()
+
+
+def is_on() -> bool:
+    """Whether there are loops, and nobody watches torch's operations, such as a counter of FLOPs or a tracer."""
+    return torch._C._len_torch_dispatch_stack() == 0 and not torch.compiler.is_compiling() and library() is not None
 
 
 @functools.lru_cache(maxsize=4096)

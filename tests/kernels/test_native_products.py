@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from operands import LAYOUTS, OUT_LAYOUTS, assert_product, laid_out, poisoned
 from spectra import generator
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from orthoopt.kernels import native, native_products, reference
+from orthoopt.kernels import native, native_products, products, reference
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C compiler here, or not Linux")
 
@@ -151,6 +152,15 @@ def test_graphs_are_refused_as_by_the_reference() -> None:
     for syrk in (native_products.syrk, reference.syrk):
         with pytest.raises(RuntimeError, match="automatic differentiation"):
             syrk(x)
+
+
+def test_counters_see_what_torch_multiplies() -> None:
+    x = torch.randn(3, 64, 70)
+    with FlopCounterMode(display=False) as counter:
+        products.syrk(x)
+        share = products.symmetric_share(64, "cpu", torch.float32)
+    assert counter.get_total_flops() == 2 * 3 * 64 * 64 * 70 * share
+    assert products.symmetric_share(64, "cpu", torch.float32) < share
 
 
 def test_writing_is_seen_by_autograd() -> None:
