@@ -1,0 +1,1 @@
+"""Steps over several ranks."""
