@@ -9,9 +9,9 @@ computed where it is                 0: experts cut along their batch, replicas,
 on shards                            what the rule asks for, see ``Rule.on_shards``
 ===================================  ========================================================================
 
-State that is shaped as the parameter and moves with its matrices travels like the matrix; state that belongs to matrices
-(``row_exp_avg_sq``) goes from the owner to the others, W − 1 times. b is that of float32, or of the iteration (two bytes
-where that is bfloat16). One vector of 40 bytes is reduced over every dimension of every mesh beside that.
+State that is shaped as the parameter and moves with its matrices travels like the matrix; state of matrices
+(``row_exp_avg_sq``) goes from the owner to the others, W − 1 times. b is that of float32, or of the iteration (two
+bytes where that is bfloat16). One vector of 40 bytes is reduced over every dimension of every mesh beside that.
 """
 
 from __future__ import annotations
