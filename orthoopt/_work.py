@@ -58,13 +58,14 @@ def collect(group: dict[str, Any], grads: Mapping[Tensor, Tensor]) -> Iterable[W
 def _check_gradient(name: str, param: Tensor, grad: Tensor, rule: Rule) -> None:
     complex_ = grad.dtype.is_complex or param.dtype.is_complex
     whole = type(param) is torch.nn.Parameter and (not rule.is_matrix or param.ndim >= 2)
-    if whole and type(grad) is Tensor and grad.layout is torch.strided and not complex_:
+    is_flat = param.ndim == 1 and getattr(param, "_is_flat_param", False)
+    if whole and not is_flat and type(grad) is Tensor and grad.layout is torch.strided and not complex_:
         return  # as nearly always
     if grad.is_sparse or grad.layout is not torch.strided:
         raise RuntimeError(f"orthoopt does not support sparse gradients; {name} has layout {grad.layout}")
     if complex_:
         raise RuntimeError(f"orthoopt does not support complex parameters; {name} is {param.dtype}")
-    if getattr(param, "_is_flat_param", False):
+    if is_flat:
         raise RuntimeError(
             f"{name} is a FlatParameter: FSDP1 makes one of many, and which is which cannot be seen. Shard the model "
             "with FSDP2 (torch.distributed.fsdp.fully_shard), or use DistributedDataParallel"

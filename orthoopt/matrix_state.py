@@ -29,8 +29,11 @@ def new_state(rule: Rule, param: Tensor, view: View, options: Options) -> dict[s
         options: the rule's options.
     """
     if hasattr(param, "placements"):
+        from torch.distributed.tensor import DTensor
+
         from orthoopt.distributed import state as distributed_state
 
+        assert isinstance(param, DTensor)
         return distributed_state.new_state(rule, param, view, options)
     state = rule.init(param, options)
     if not rule.is_matrix:

@@ -35,7 +35,8 @@ from orthoopt.views import View, parse_view
 from orthoopt.weight_decay import decay_of
 
 if TYPE_CHECKING:
-    from orthoopt.distributed.engine import Engine, Step
+    from orthoopt.distributed.engine import Engine
+    from orthoopt.distributed.step import Step
 
 
 class OrthoOpt(Optimizer):

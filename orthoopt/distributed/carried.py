@@ -96,7 +96,7 @@ def kept_of(
         return Kept(rule, options, view, layout, wide, wide, [1.0], padding, {}, {})
     shapes = view.piece_shapes(layout.shape)
     assert rule.rms is not None
-    scales = [scale_factor(group["scale"], *shape[-2:], rule.rms(*shape[-2:], options)) for shape in shapes]
+    scales = [scale_factor(group["scale"], rows, cols, rule.rms(rows, cols, options)) for *_, rows, cols in shapes]
     viewed = {key: state[key].dtype for key in rule.viewed if key in state}
     moving = rule.moving(options)
     if moving is not None and moving.remembers and moving.from_grad == 0 and moving.from_buffer == 1:

@@ -87,7 +87,8 @@ def _layout(shape: tuple[int, ...], mesh: DeviceMesh, placements: tuple[Placemen
     mine = mesh.get_coordinate()
     if mine is None or not all(_is_shard(placement) or placement.is_replicate() for placement in placements):
         return None
-    cut = [(i, placement.dim % len(shape)) for i, placement in enumerate(placements) if _is_shard(placement)]
+    shards: list[tuple[int, Any]] = [(i, placement) for i, placement in enumerate(placements) if _is_shard(placement)]
+    cut = [(i, placement.dim % len(shape)) for i, placement in shards]
     ring = mesh.mesh[tuple(slice(None) if _is_shard(p) else mine[i] for i, p in enumerate(placements))]
     # FSDP cuts what tensor parallelism has cut already, though its mesh dimension comes first: a strided shard.
     order = [entry for entry in cut if not _is_strided(placements[entry[0]])]

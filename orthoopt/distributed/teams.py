@@ -37,7 +37,7 @@ class Team:
             self.agreement = Agreement(list(dict.fromkeys(groups)), device)
             return
         self.wrapper = ddp.wrapper_of(params) if dist.get_world_size() > 1 else None
-        wrapper = self.wrapper and self.wrapper()
+        wrapper = None if self.wrapper is None else self.wrapper()
         if wrapper is not None:
             self.shared = frozenset(ddp.reduced_by(wrapper) & {id(param) for param in params})
             self.agreement = Agreement([wrapper.process_group], ddp.device_of(wrapper))
@@ -56,7 +56,7 @@ class Team:
 
     def shares(self) -> bool:
         """Whether ranks may share the work of plain parameters in this step."""
-        wrapper = self.wrapper and self.wrapper()
+        wrapper = None if self.wrapper is None else self.wrapper()
         return wrapper is not None and ddp.are_gradients_same(wrapper)
 
     def part(self) -> None:

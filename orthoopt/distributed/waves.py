@@ -122,9 +122,9 @@ class WaveStep:
         del self._signals
         needs = compute(list(self._gathered.values()))
         mail = self._updates = Mail(self.wave.updates, self.wave.group, self.wave.device)
-        for (peer, key), _ in self.wave.updates.out.places.items():
-            assert isinstance(key, tuple)
-            number, what = key
+        for peer, parcel in self.wave.updates.out.places:
+            assert isinstance(parcel, tuple)
+            number, what = parcel
             gathered = self._gathered[number]
             unit = gathered.unit
             if what == "update":
@@ -133,7 +133,7 @@ class WaveStep:
                 value = gathered.at(gathered.viewed[what[1]], unit.box(peer))
             else:
                 value = gathered.carried.matrix_state(unit)[what[1]]
-            mail.outgoing(peer, key).copy_(value)
+            mail.outgoing(peer, parcel).copy_(value)
         mail.start()
         if None not in needs:
             held = sum(gathered.bytes for gathered in self._gathered.values())

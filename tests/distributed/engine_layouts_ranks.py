@@ -139,9 +139,12 @@ def bytes_are_as_stated() -> list[dict[str, Any]]:
         ("state", MIXED, "dct_adamw"),
         ("linear", MIXED, "auon"),
         ("experts", experts, "muon"),
+        ("bfloat16", large(), "muon"),
     ):
         model = shard(Model(described), mesh)
         optimizer = optimizer_of(model, described, plan)
+        for group in optimizer.param_groups:
+            group.update({"ns_dtype": name} if name == "bfloat16" else {})
         take_steps(optimizer, model, described, 0, 1)
         stated = bytes_per_step(optimizer)
         with Wire() as wire:

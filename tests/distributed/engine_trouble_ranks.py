@@ -46,7 +46,8 @@ def one_bad_gradient_skips_on_every_rank() -> None:
 
     for blind in (False, True):
         module.host_can_read = (lambda device: False) if blind else nonfinite.host_can_read
-        for model in (shard(Model(MIXED), _mesh()), DistributedDataParallel(Model(MIXED)).module):
+        wrapper = DistributedDataParallel(Model(MIXED))
+        for model in (shard(Model(MIXED), _mesh()), wrapper.module):
             optimizer = optimizer_of(model, MIXED, "trion")
             take_steps(optimizer, model, MIXED, 0, 2)
             before = _snapshot(optimizer)
@@ -74,8 +75,8 @@ def gates_and_tensor_rates_equal_one_process() -> None:
         alone = trained_alone(MIXED, "muon", **options)
         module.host_can_read = lambda device: False
         sharded = trained(shard(Model(MIXED), _mesh()), MIXED, "muon", **options)
-        replicas = DistributedDataParallel(Model(MIXED)).module
-        trained(replicas, MIXED, "muon", **options)
+        wrapper = DistributedDataParallel(Model(MIXED))
+        replicas = trained(wrapper.module, MIXED, "muon", **options)
         module.host_can_read = nonfinite.host_can_read
         assert_equal_on_all(sharded, alone, mode)
         assert_equal_on_all(replicas, alone, mode)
@@ -98,7 +99,8 @@ def a_missing_gradient_is_named() -> None:
     assert _same(before, _snapshot(optimizer))
     take_steps(optimizer, model, MIXED, 1, 2)  # and on it goes
 
-    replicas = DistributedDataParallel(Model(MIXED)).module
+    wrapper = DistributedDataParallel(Model(MIXED))
+    replicas = wrapper.module
     optimizer = optimizer_of(replicas, MIXED, "muon")
     take_steps(optimizer, replicas, MIXED, 0, 1)
     if dist.get_rank() == 1:
@@ -120,7 +122,8 @@ def other_orders_and_models_do_not_mix() -> None:
     take_steps(optimizer, model, own, 0, 1)
     assert _all_to_alls(optimizer) == 0
 
-    replicas = DistributedDataParallel(Model(MIXED)).module
+    wrapper = DistributedDataParallel(Model(MIXED))
+    replicas = wrapper.module
     groups = [{"params": [(n, p)], "rule": "spectral"} for n, p in replicas.named_parameters() if p.ndim == 2]
     optimizer = OrthoOpt(groups[:: 1 if rank else -1], lr=0.02)
     for param, gradient in zip(replicas.parameters(), gradients(MIXED, 0), strict=True):
@@ -189,7 +192,8 @@ def zero_redundancy_passes_whole_parameters() -> None:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     alone = trained_alone(MIXED[:2], "muon", lr=0.02, weight_decay=0.1)
-    replicas = DistributedDataParallel(Model(MIXED[:2])).module
+    wrapper = DistributedDataParallel(Model(MIXED[:2]))
+    replicas = wrapper.module
     optimizer = ZeroRedundancyOptimizer(
         [{"params": list(replicas.parameters()), "rule": "spectral"}], OrthoOpt, lr=0.02, weight_decay=0.1
     )

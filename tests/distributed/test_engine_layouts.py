@@ -25,7 +25,7 @@ def test_tensor_parallel_styles_and_fsdp2_equal_one_process(ranks: Ranks) -> Non
 def test_bytes_are_as_stated_and_collectives_few(ranks: Ranks) -> None:
     size = 4
     results = [{one["name"]: one for one in rank} for rank in ranks.run(size, engine_layouts_ranks.bytes_are_as_stated)]
-    for name in ("even", "mixed", "state", "linear", "experts", "ddp"):
+    for name in ("even", "mixed", "state", "linear", "experts", "bfloat16", "ddp"):
         for rank in results:
             stated, sent = rank[name]["stated"], rank[name]["bytes"]
             assert sent.get("alltoall_base_", 0) <= 1.1 * stated["exchanged"], (name, rank[name])
@@ -34,6 +34,8 @@ def test_bytes_are_as_stated_and_collectives_few(ranks: Ranks) -> None:
     elements = 8 * 64 * 48
     total = sum(rank["even"]["bytes"]["alltoall_base_"] for rank in results)
     assert total == pytest.approx(2 * elements * 4 * (1 - 1 / size), rel=1e-3)  # even shards, float32
+    total = sum(rank["bfloat16"]["bytes"]["alltoall_base_"] for rank in results)
+    assert total == pytest.approx(2 * elements * 2 * (1 - 1 / size), rel=1e-3)  # as the iteration rounds first of all
     total = sum(rank["ddp"]["bytes"]["alltoall_base_"] for rank in results)
     assert total == pytest.approx(elements * 4 * (size - 1), rel=1e-3)
     for rank in results:
