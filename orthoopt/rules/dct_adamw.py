@@ -127,7 +127,7 @@ def _in_rounds(grad: Tensor, of: Shard, options: Options, state: State, right: b
         a = in_columns(x, indices, basis)
     whole = a
     if of.cut_rows:
-        (whole,) = yield [Gather(a, -2, of.row, of.rows)]
+        (whole,) = yield [Gather(a, -2, of.row, of.rows, not right)]
     adam, m, v, counts = _adam(whole, m, v, counts, options["betas"], options["eps"])
     rows = a.shape[-2]
     own = adam.narrow(-2, of.row if rows else 0, rows)

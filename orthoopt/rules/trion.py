@@ -112,7 +112,7 @@ def _in_rounds(m: Tensor, of: Shard, options: Options, right: bool) -> Rounds:
     coordinates = to_coordinates(x, basis)
     norms = norms_of_part(coordinates, selection, unit)
     if of.cut_cols:
-        (norms,) = yield [Gather(norms, -1, of.col, size)]
+        (norms,) = yield [Gather(norms, -1, of.col, size, not right)]
     else:
         (norms,) = yield from totals(of, [OfCols(norms)])
     indices = largest_columns(norms.squeeze(-2), resolve_rank(options["rank"], size))
@@ -131,7 +131,7 @@ def _in_rounds(m: Tensor, of: Shard, options: Options, right: bool) -> Rounds:
         b = take_columns(coordinates, indices)
         factor = scaled(b, common)
         if of.cut_rows:
-            (factor,) = yield [OnWhole(factor, -2, of.row, of.rows, polar)]
+            (factor,) = yield [OnWhole(factor, -2, of.row, of.rows, polar, not right)]
         else:
             factor = polar(factor)
     m = m - (1 - options["momentum"]) * unit.to(m.dtype) * from_columns(b, indices, size, basis)
