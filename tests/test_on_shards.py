@@ -17,7 +17,7 @@ SCALES = (1e-30, 1e-12, 1.0, 1e12, 1e30)
 
 @pytest.mark.parametrize("name", STATELESS)
 @given(st.data())
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_parts_equal_the_whole(name: str, data: st.DataObject) -> None:
     """Drawn options, shapes, batches, spectra, cuts and scales."""
     rule = rules.get(name)
@@ -35,7 +35,7 @@ def test_parts_equal_the_whole(name: str, data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_vectors_in_parts_equal_the_whole(data: st.DataObject) -> None:
     """Scion's vectors: one number a vector, whether it lies as one row or as a matrix of a stack."""
     rule = rules.get("scion_vector")

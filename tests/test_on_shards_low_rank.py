@@ -33,7 +33,7 @@ def in_parts(rule: Rule, state: dict[str, Tensor], parts: list[Part]) -> list[di
 
 @pytest.mark.parametrize("name", NAMES)
 @given(st.data())
-@settings(max_examples=100)
+@settings(max_examples=80)
 def test_parts_follow_the_whole(name: str, data: st.DataObject) -> None:
     """Drawn options, shapes, batches, spectra, cuts and scales, three steps each."""
     rule = rules.get(name)
