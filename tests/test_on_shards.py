@@ -19,19 +19,21 @@ SCALES = (1e-30, 1e-12, 1.0, 1e12, 1e30)
 @given(st.data())
 @settings(max_examples=80)
 def test_parts_equal_the_whole(name: str, data: st.DataObject) -> None:
-    """Drawn options, shapes, batches, spectra, cuts and scales."""
+    """Drawn options, shapes, batches, spectra, cuts, dtypes and scales."""
     rule = rules.get(name)
     options = data.draw(options_of(rule), label="options")
-    x = (data.draw(matrices(largest=12, batched=True)) * data.draw(st.sampled_from(SCALES), label="scale")).float()
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), label="dtype")
+    x = (data.draw(matrices(largest=12, batched=True)) * data.draw(st.sampled_from(SCALES), label="scale")).to(dtype)
     parts = parts_of(tuple(x.shape), data.draw(cuts(*x.shape[-2:]), label="cuts"))
     found = moved_in_parts(rule, x, parts, options)
     if found is None:
         assert options.get("norm") in ("spectral", "spectral_conv")
         return
     whole = rule.move(x, {}, options)[0]
+    assert found[0].dtype == whole.dtype
     # float32 sums of up to 144 products in another order, 1e-6 each; centring leaves differences of numbers near one,
     # of which 32 roundings count as zero: what is just above has one digit less for each it is smaller.
-    assert relative_error(found[0], whole) < 2e-5
+    assert relative_error(found[0], whole) < (1e-13 if dtype == torch.float64 else 2e-5)
 
 
 @given(st.data())
@@ -63,10 +65,14 @@ def test_parts_of_very_different_sizes(name: str) -> None:
     assert not found[0][6:].any()
 
 
-def test_equal_rows_centre_to_zero_in_parts() -> None:
-    """Rounding alone is left of equal rows, and must not be brought to length one."""
-    rule = rules.get("row_norm")
-    x = torch.full((8, 5), 0.1) * torch.tensor([1.0, 3.0, 1e-3, 7.0, 0.3])
-    for centre in ("pre", "both"):
-        found = moved_in_parts(rule, x, parts_of((8, 5), ([0, 3, 8], [0, 2, 5])), {**rule.defaults, "centre": centre})
-        assert found is not None and not found[0].any()
+@pytest.mark.parametrize("name", ["row_norm", "right_spectral", "hybrid"])
+@pytest.mark.parametrize("centre", ["pre", "both"])
+def test_equal_rows_centre_to_zero_in_parts(name: str, centre: str) -> None:
+    """Of rows that are equal to a few roundings nothing is left, and must not be brought to length one."""
+    rule = rules.get(name)
+    options = {**rule.defaults, "centre": centre}
+    x = torch.full((80, 5), 0.1) * torch.tensor([1.0, 3.0, 1e-3, 7.0, 0.3])
+    x = x * (1 + torch.finfo(torch.float32).eps * torch.randint(-1, 2, x.shape))
+    assert not rule.move(x, {}, options)[0].any()
+    found = moved_in_parts(rule, x, parts_of((80, 5), ([0, 3, 80], [0, 5])), options)
+    assert found is not None and not found[0].any()

@@ -116,6 +116,8 @@ RULES: list[tuple[str, dict[str, Any]]] = [
     ("trion", {"side": "left"}),
     ("dion2", {}),
     ("dct_adamw", {"side": "right", "error_feedback": True}),
+    ("right_spectral", {"centre": "both"}),
+    ("hybrid", {"nu_mode": "nuclear"}),
 ]
 
 
@@ -127,7 +129,7 @@ def rules_equal_the_whole() -> list[tuple[str, float, float]]:
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     jobs = []
-    for (name, options), shape in itertools.product(RULES, [(10, 7), (3, 9), (16, 16)]):
+    for (name, options), shape in itertools.product(RULES, [(10, 7), (3, 9), (16, 16), (50, 3)]):
         rule = rules.get(name)
         options = {**rule.defaults, **options}
         edges = [min(r * -(-shape[0] // size), shape[0]) for r in range(size + 1)]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.dist
 
 @pytest.mark.parametrize("size", [3, 4])
 def test_lockstep_equals_by_hand(ranks: Ranks, size: int) -> None:
-    ranks.run(size, rounds_ranks.lockstep_equals_by_hand, 12)
+    ranks.run(size, rounds_ranks.lockstep_equals_by_hand, 8)
 
 
 def test_collectives_do_not_grow_with_matrices(ranks: Ranks) -> None:
