@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orthoopt.distributed.rounds import together
+from orthoopt.distributed.rounds import Extent, together
 from orthoopt.distributed.shard_views import Box, Part, cut_of
 from orthoopt.rules import Rule
 from orthoopt.views import parse_view
@@ -42,6 +42,11 @@ def parts_of(shape: tuple[int, ...], edges: tuple[list[int], list[int]]) -> list
     cut = cut_of(MATRIX, shape, boxes)
     assert cut is not None
     return [rank[0] for rank in cut.parts]
+
+
+def extent_of(part: Part) -> Extent:
+    (row, end), (col, last) = part.ranges[-2:]
+    return Extent(row, end - row, col, last - col)
 
 
 def inside(part: Part) -> tuple[slice, ...]:

@@ -14,7 +14,9 @@ from orthoopt.views import parse_view
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.booleans()), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.booleans()), min_size=1, max_size=12
+    ),
     st.integers(2, 6),
 )
 def test_replicas_are_balanced_to_one_unit(shapes: list[tuple[int, int, int, bool]], count: int) -> None:
@@ -59,6 +61,7 @@ def test_a_batch_is_what_may_be_taken_apart() -> None:
 
 
 def test_one_process_imports_nothing_of_this() -> None:
-    code = "import sys, orthoopt; print([m for m in sys.modules if m.startswith(('torch.distributed.tensor', 'orthoopt.distributed'))])"
+    late = ("torch.distributed.tensor", "orthoopt.distributed")
+    code = f"import sys, orthoopt; print([name for name in sys.modules if name.startswith({late})])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"

@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orthoopt.distributed.traffic import Traffic as Traffic
-    from orthoopt.distributed.traffic import bytes_per_step as bytes_per_step
+    from orthoopt.distributed.sent import Sent as Sent
+    from orthoopt.distributed.sent import bytes_per_step as bytes_per_step
 
-__all__ = ["Traffic", "bytes_per_step"]
+__all__ = ["Sent", "bytes_per_step"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from orthoopt.distributed import traffic
+    from orthoopt.distributed import sent
 
-    return getattr(traffic, name)
+    return getattr(sent, name)

@@ -27,9 +27,10 @@ class Extent(NamedTuple):
     cols: int
     """Of the part."""
 
-    def along(self, dim: int) -> Span:
-        """Beginning and length along -2 or -1."""
-        return (self.row, self.rows) if dim == -2 else (self.col, self.cols)
+    def of(self, entry: Gather | OnWhole) -> Span:
+        """Beginning and length of this rank's part of what is asked for."""
+        by_rows = (entry.dim == -2) != entry.swapped
+        return (self.row, self.rows) if by_rows else (self.col, self.cols)
 
 
 class Request(NamedTuple):
@@ -123,7 +124,7 @@ def _spans(
     unknown: list[int] = []
     for i, (entry, extents) in enumerate(asked):
         known = extents is not None and (isinstance(entry, Gather) or entry.follows_cut)
-        spans.append([extent.along(entry.dim) for extent in extents] if known and extents is not None else [])
+        spans.append([extent.of(entry) for extent in extents] if known and extents is not None else [])
         unknown += [] if known else [i]
     if unknown:
         own = [(asked[i][0].start, asked[i][0].tensor.shape[asked[i][0].dim]) for i in unknown]

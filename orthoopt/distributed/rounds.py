@@ -52,18 +52,19 @@ def run(
         raise ValueError(
             f"{len(generators)} generators need as many groups and extents, got {len(groups)} and {len(extents)}"
         )
-    return _in_lockstep(generators, lambda asked: _answer(asked, groups, extents))
+    return in_lockstep(generators, lambda asked: _answer(asked, groups, extents))
 
 
 @torch.no_grad()
 def together(parts: Sequence[Rounds[R]]) -> list[R]:
     """The same in one process: ``parts`` are the generators of all parts of one matrix, or batch of matrices."""
-    return _in_lockstep(parts, _answer_here)
+    return in_lockstep(parts, answer_here)
 
 
-def _in_lockstep(
+def in_lockstep(
     generators: Sequence[Rounds[R]], answer: Callable[[dict[int, list[Asked]]], dict[int, list[Tensor]]]
 ) -> list[R]:
+    """Run generators to their ends; ``answer`` maps what those that go on ask to what they get."""
     returned: dict[int, R] = {}
     answers: dict[int, list[Tensor] | None] = dict.fromkeys(range(len(generators)))
     try:
@@ -81,7 +82,7 @@ def _in_lockstep(
     return [returned[index] for index in range(len(generators))]
 
 
-def _answer_here(asked: dict[int, list[Asked]]) -> dict[int, list[Tensor]]:
+def answer_here(asked: dict[int, list[Asked]]) -> dict[int, list[Tensor]]:
     """What every part gets when all are at hand."""
     answers: dict[int, list[Tensor]] = {index: [] for index in asked}
     for entries in zip(*asked.values(), strict=True):
@@ -136,7 +137,7 @@ def _answer(
     for index, entries in asked.items():
         group = groups[index]
         if group is None:
-            answers |= {_Place(index, i): one for i, one in enumerate(_answer_here({0: entries})[0])}
+            answers |= {_Place(index, i): one for i, one in enumerate(answer_here({0: entries})[0])}
             continue
         batch = batches.setdefault(group, _Batch(group, {}, {}, []))
         for i, entry in enumerate(entries):

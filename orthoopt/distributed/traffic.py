@@ -1,130 +1,114 @@
-"""What a step sends, by a formula: what tests count on the wire, and what a user can plan a network for.
-
-For a matrix of n elements of b bytes on W ranks with even shards, all ranks together send
-
-===================================  ========================================================================
-gathered to its owner and back       2·n·b·(1 − 1/W)
-shared under DistributedDataParallel  n·b·(W − 1)
-computed where it is                 0: experts cut along their batch, replicas, elementwise rules
-on shards                            what the rule asks for, see ``Rule.on_shards``
-===================================  ========================================================================
-
-State that is shaped as the parameter and moves with its matrices travels like the matrix; state of matrices
-(``row_exp_avg_sq``) goes from the owner to the others, W − 1 times. b is that of float32, or of the iteration (two
-bytes where that is bfloat16). One vector of 40 bytes is reduced over every dimension of every mesh beside that.
-"""
+"""What a rule's step on shards sends, by asking it: nothing here knows a formula that a rule could outgrow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from orthoopt import matrix_state
-from orthoopt._work import Work, collect
-from orthoopt.distributed.agreement import Agreement
-from orthoopt.distributed.layout import elements
-from orthoopt.distributed.waves import Wave
-from orthoopt.rules._exchange import Gather, OnWhole
-
-if TYPE_CHECKING:
-    from orthoopt.distributed.cuts import CutParam
-    from orthoopt.optimizer import OrthoOpt
+from orthoopt.distributed.rounds import answer_here, in_lockstep
+from orthoopt.distributed.shard_views import cut_of
+from orthoopt.rules import Rule
+from orthoopt.rules._exchange import Asked, Gather, OnWhole
+from orthoopt.views import parse_view
 
 
 class Traffic(NamedTuple):
-    """Bytes that this rank sends in one step, where every parameter has a gradient."""
+    """Bytes of the tensors that one matrix' step exchanges."""
 
-    exchanged: int
-    """To owners and back, to other ranks alone."""
+    ranks: int
+    """How many have a part."""
+    rounds: int
+    """How often they exchange something."""
     reduced: int
-    """The vectors that it brings to reductions and gathers of rules that work on shards."""
-    agreed: int
-    """The vectors of the decision whether the step happens."""
+    """Summed, or the largest taken: what each rank gives to all-reduces."""
+    gathered: int
+    """Wholes of which every rank gets all."""
+    moved: int
+    """Wholes that go to one rank, and come back."""
 
     @property
-    def total(self) -> int:
-        """All together."""
-        return sum(self)
+    def sent(self) -> float:
+        """Bytes that all ranks together send, by ring collectives: 2(p−1)·reduced + (p−1)·gathered + 2(p−1)/p·moved.
+
+        Gathering the matrix at one rank and scattering its update is 2(p−1)/p·matrix.
+        """
+        others = self.ranks - 1
+        return 2 * others * self.reduced + others * self.gathered + 2 * others / self.ranks * self.moved
 
 
-def bytes_per_step(optimizer: OrthoOpt) -> Traffic:
-    """What this rank sends in one step of the optimizer, by the formula of the module; nothing is sent now.
+def traffic(rule: Rule, rows: int, cols: int, ranks: int, along: str = "rows", **options: Any) -> Traffic | None:
+    """What one step of a float32 matrix exchanges when it is cut as evenly as torch does; None if it is needed whole.
 
-    Every rank calls it, for groups of ranks may have to be made.
+    It runs the rule on zeros of that shape, without the iteration.
 
     Args:
-        optimizer: over distributed parameters, or those of a DistributedDataParallel.
+        rule: with ``on_shards``; None for one without.
+        rows: of the matrix.
+        cols: of the matrix.
+        ranks: into how many parts it is cut.
+        along: ``"rows"`` or ``"cols"``: what is cut.
+        options: of the rule; the rest take their defaults.
+
+    Raises:
+        ValueError: ``along`` or an option is none of what is allowed.
+        TypeError: an option that the rule does not have.
     """
-    from orthoopt.distributed.engine import Engine
+    if along not in ("rows", "cols"):
+        raise ValueError(f"along={along!r} must be 'rows' or 'cols'")
+    rule.reject_unknown(list(options))
+    options = {**rule.defaults, **options}
+    rule.validate(options)
+    length = rows if along == "rows" else cols
+    edges = [min(rank * -(-length // ranks), length) for rank in range(ranks + 1)]
+    spans = [(begin, end - begin) for begin, end in zip(edges, edges[1:], strict=False)]
+    cut_rows = along == "rows"
+    boxes = [((begin, 0), (size, cols)) if cut_rows else ((0, begin), (rows, size)) for begin, size in spans]
+    cut = cut_of(parse_view("matrix"), (rows, cols), boxes)
+    assert cut is not None
+    whole = torch.zeros(rows, cols)
+    state = {**rule.init(whole, options), **rule.init_matrix(whole, options)}
+    generators = []
+    for (part,) in cut.parts:
+        place = tuple(slice(*span) for span in part.ranges)
+        own = {key: value[place] if key in rule.viewed else value for key, value in state.items()}
+        generator = rule.move_part(whole[place], part.shard, options, own)
+        if generator is None:
+            return None
+        generators.append(generator)
+    seen = Traffic(ranks, 0, 0, 0, 0)
 
-    engine = Engine()
-    work = [part for group in optimizer.param_groups for part in _work_of(group)]
-    step = engine.begin(optimizer.param_groups, work)
-    if step is None:
-        return Traffic(0, 0, 0)
-    waves, cut = step.planned(_state_of)
-    exchanged = sum(_sent(wave, kept) for wave, kept in waves)
-    return Traffic(exchanged, sum(map(_asked, cut)), Agreement.BYTES * step.reductions)
+    def measure(asked: dict[int, list[Asked]]) -> dict[int, list[Tensor]]:
+        nonlocal seen
+        seen = _added(seen, list(asked.values()))
+        idle = {i: [_idle(one) for one in entries] for i, entries in asked.items()}
+        return answer_here(idle)
 
-
-def _work_of(group: dict[str, Any]) -> Iterator[Work]:
-    yield from collect(group, {param: param.detach() for param in group["params"]})
-
-
-def _state_of(param: Tensor, part: Work) -> dict[str, Any]:
-    wide = param.detach().to(torch.promote_types(param.dtype, torch.float32))
-    return matrix_state.new_state(part.rule, wide, part.view, part.options)
-
-
-def _sent(wave: Wave, kept: list[Any]) -> int:
-    """Of one wave."""
-    sent = 0
-    for unit, owner in wave.owned:
-        of, place = kept[unit.param], unit.layout.place
-        others = [peer for peer in range(len(unit.layout.ranks)) if peer != owner]
-        moved = sum(dtype.itemsize for dtype in of.viewed_dtypes.values())
-        if place == owner:
-            sent += sum(elements(unit.box(peer)) for peer in others) * (of.returned.itemsize + moved)
-            share = 1.0 if unit.rows is None else (unit.rows[1] - unit.rows[0]) / unit.layout.shape[0]
-            sent += len(others) * round(share * sum(like.nbytes for like in of.owned.values()))
-        elif not unit.layout.is_whole:
-            sent += elements(unit.box(place)) * (of.wire.itemsize + moved)
-    return sent
+    in_lockstep(generators, measure)
+    return seen
 
 
-def _asked(param: CutParam) -> int:
-    """What one parameter's rule brings to its rounds, by running it on zeros."""
-    wide = torch.promote_types(param.local.dtype, torch.float32)
-    zeros = torch.zeros(param.local.shape, dtype=wide)
-    sent = 0
-    for part, extents in zip(param.cutting.parts, param.cutting.extents, strict=True):
-        state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in param.state_of(part).items()}
-        generator = param.rule.move_part(part.of(zeros), part.shard, param.options, state)
-        assert generator is not None
-        try:
-            asked = next(generator)
-            while True:
-                sent += sum(_of_one(one, len(extents)) for one in asked)
-                asked = generator.send([_answer(one) for one in asked])
-        except StopIteration:
-            continue
-    return sent
+def _idle(entry: Asked) -> Asked:
+    return entry._replace(function=_same) if isinstance(entry, OnWhole) else entry
 
 
-def _of_one(asked: Any, count: int) -> int:
-    if isinstance(asked, Gather):
-        return asked.tensor.nbytes * (count - 1)
-    if isinstance(asked, OnWhole):
-        return 2 * asked.tensor.nbytes * (count - 1) // count
-    return asked.nbytes if isinstance(asked, Tensor) else asked.tensor.nbytes
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
-def _answer(asked: Any) -> Tensor:
-    if isinstance(asked, Gather):
-        shape = list(asked.tensor.shape)
-        shape[asked.dim] = asked.whole
-        return asked.tensor.new_zeros(shape)
-    return torch.zeros_like(asked if isinstance(asked, Tensor) else asked.tensor)
+def _added(seen: Traffic, asked: list[list[Asked]]) -> Traffic:
+    reduced, gathered, moved = seen.reduced, seen.gathered, seen.moved
+    for parts in zip(*asked, strict=True):
+        sizes = [_bytes(part if isinstance(part, Tensor) else part.tensor) for part in parts]
+        if isinstance(parts[0], Gather):
+            gathered += sum(sizes)
+        elif isinstance(parts[0], OnWhole):
+            moved += sum(sizes)
+        else:
+            reduced += sizes[0]
+    return Traffic(seen.ranks, seen.rounds + 1, reduced, gathered, moved)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

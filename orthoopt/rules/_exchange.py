@@ -53,6 +53,8 @@ class Gather(NamedTuple):
     """Where the part begins along ``dim``."""
     whole: int
     """How long the whole is along ``dim``."""
+    swapped: bool = False
+    """Whether the rows of this tensor are columns of the matrix that was cut: the rule works on the transpose."""
 
 
 class OnWhole(NamedTuple):
@@ -72,6 +74,8 @@ class OnWhole(NamedTuple):
     """How long the whole is along ``dim``."""
     function: Callable[[Tensor], Tensor]
     """Of a batch ``(batch, rows, cols)``, result of the same shape. Equal functions of equal shapes are one call."""
+    swapped: bool = False
+    """As in :class:`Gather`."""
     follows_cut: bool = True
     """Whether ``start`` and length are those of the matrix' own cut along ``dim``; if not, ranks must tell them."""
 

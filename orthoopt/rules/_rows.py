@@ -96,12 +96,7 @@ def row_norm_of_part(part: Tensor, shard: Shard, axis: Axis, centre: Centre, eps
         return update.mT
     x, unit = part_peak(part)
     if centre != "none":
-        # What is centred needs units that all parts share.
-        sums = x.sum(-2, keepdim=True, dtype=torch.float64) * unit
-        sums, unit = yield from totals(shard, [OfCols(sums), Largest(unit)])
-        unit = torch.where(unit == 0, 1, unit)
-        mean = own_cols(shard, sums, part) / shard.rows / unit
-        x = part.to(x.dtype) / unit.to(x.dtype) - mean.to(x.dtype)
+        x, unit = yield from centre_part(part, shard)
     squares = x.square().sum(-1, keepdim=True, dtype=torch.float64) * unit.square()
     asked: list[Total] = [OfRows(squares)]
     if centre != "none":
@@ -109,8 +104,8 @@ def row_norm_of_part(part: Tensor, shard: Shard, axis: Axis, centre: Centre, eps
     if eps_mode == "relative" and not shard.cut_cols:
         asked.append(OfAll(squares.sum(-2, keepdim=True)))
     squares, *others = yield from totals(shard, asked)
-    if centre != "none" and x.numel():
-        x = torch.where(others[0] > _ROUNDINGS * torch.finfo(x.dtype).eps, x, 0)
+    if centre != "none":
+        x = without_rounding(x, others[0])
     length = own_rows(shard, squares, part).sqrt()
     if eps_mode == "relative":
         total = squares.sum(-2, keepdim=True) if shard.cut_cols else others[-1]
@@ -120,7 +115,29 @@ def row_norm_of_part(part: Tensor, shard: Shard, axis: Axis, centre: Centre, eps
     else:
         length = length.clamp(min=FLOOR)
     update = scaled(x, unit / torch.where(length == 0, 1, length))
-    if centre != "both":
-        return update
-    (sums,) = yield from totals(shard, [OfCols(update.sum(-2, keepdim=True, dtype=torch.float64))])
-    return update - (own_cols(shard, sums, part) / shard.rows).to(update.dtype)
+    return (yield from subtract_mean_row_of_part(update, shard)) if centre == "both" else update
+
+
+def centre_part(part: Tensor, shard: Shard) -> Rounds:
+    """Its rows of Π X, as float32 or wider, in units of the largest magnitude of X, and that, ``(..., 1, 1)``.
+
+    Of equal rows rounding is left; see :func:`without_rounding`.
+    """
+    x, unit = part_peak(part)
+    sums = x.sum(-2, keepdim=True, dtype=torch.float64) * unit
+    # What is centred needs units that all parts share.
+    sums, unit = yield from totals(shard, [OfCols(sums), Largest(unit)])
+    unit = torch.where(unit == 0, 1, unit)
+    mean = own_cols(shard, sums, part) / shard.rows / unit
+    return part.to(x.dtype) / unit.to(x.dtype) - mean.to(x.dtype), unit
+
+
+def without_rounding(x: Tensor, largest: Tensor) -> Tensor:
+    """Zeros where ``largest``, the largest magnitude of all centred parts, is rounding; as :func:`centre_rows` does."""
+    return torch.where(largest > _ROUNDINGS * torch.finfo(x.dtype).eps, x, 0)
+
+
+def subtract_mean_row_of_part(x: Tensor, shard: Shard) -> Rounds:
+    """Its rows of Π X."""
+    (sums,) = yield from totals(shard, [OfCols(x.sum(-2, keepdim=True, dtype=torch.float64))])
+    return x - (own_cols(shard, sums, x) / shard.rows).to(x.dtype)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from cuts import extent_of, inside, parts_of
 from torch import Tensor
 
+from orthoopt import rules
 from orthoopt.distributed.rounds import Extent, run, together
+from orthoopt.distributed.traffic import traffic
 from orthoopt.rules._exchange import Asked, Gather, Max, OnWhole
 
 Toy = Generator[list[Asked], list[Tensor], list[Tensor]]
@@ -102,19 +106,100 @@ def as_few_collectives_as_kinds() -> list[int]:
     return counts
 
 
+RULES: list[tuple[str, dict[str, Any]]] = [
+    ("row_norm", {"centre": "both"}),
+    ("row_norm", {"axis": "cols", "eps_mode": "add"}),
+    ("auon", {}),
+    ("auon", {"variant": "paper"}),
+    ("scion", {"norm": "col_norm", "transposed": True}),
+    ("trion", {"side": "right"}),
+    ("trion", {"side": "left"}),
+    ("dion2", {}),
+    ("dct_adamw", {"side": "right", "error_feedback": True}),
+    ("right_spectral", {"centre": "both"}),
+    ("hybrid", {"nu_mode": "nuclear"}),
+]
+
+
+def rules_equal_the_whole() -> list[tuple[str, float, float]]:
+    """Four steps of all rules, in lockstep over parts of uneven matrices: the whole matrix' steps.
+
+    Returns, for each rule that works on such parts, its name, the bytes that this rank sends in a step, and those that
+    :func:`traffic` says all ranks send.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    jobs = []
+    for (name, options), shape in itertools.product(RULES, [(10, 7), (3, 9), (16, 16), (50, 3)]):
+        rule = rules.get(name)
+        options = {**rule.defaults, **options}
+        edges = [min(r * -(-shape[0] // size), shape[0]) for r in range(size + 1)]
+        parts = parts_of(shape, (edges, [0, shape[1]]))
+        like = torch.zeros(shape, dtype=torch.float64)
+        state = {**rule.init(like, options), **rule.init_matrix(like, options)}
+        mine = {k: v[inside(parts[rank])] if k in rule.viewed else v for k, v in state.items()}
+        if rule.move_part(like[inside(parts[rank])], parts[rank].shard, options, mine) is not None:
+            jobs.append((rule, options, shape, parts, [state], [mine]))
+    assert len(jobs) > 20
+    for step in range(4):
+        source = torch.Generator().manual_seed(step)
+        grads = [torch.randn(job[2], dtype=torch.float64, generator=source) for job in jobs]
+        rounds = [
+            rule.move_part(grad[inside(parts[rank])], parts[rank].shard, options, mine[0])
+            for grad, (rule, options, _, parts, _, mine) in zip(grads, jobs, strict=True)
+        ]
+        extents = [[extent_of(part) for part in job[3]] for job in jobs]
+        running = [one for one in rounds if one is not None]
+        found = run(running, [dist.group.WORLD] * len(jobs), extents if step % 2 else None)
+        for grad, (update, moved), (rule, options, _, parts, state, mine) in zip(grads, found, jobs, strict=True):
+            whole, state[0] = rule.move(grad, state[0], options)
+            # float64 sums in another order, magnified at most 1e3 by an iteration.
+            torch.testing.assert_close(update, whole[inside(parts[rank])], rtol=1e-10, atol=1e-10)
+            mine[0] = moved
+            for key, value in moved.items():
+                expected = state[0][key][inside(parts[rank])] if key in rule.viewed else state[0][key]
+                torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+                if key not in rule.viewed:
+                    others = [torch.empty_like(value) for _ in range(size)]
+                    dist.all_gather(others, value.contiguous())
+                    assert all(torch.equal(one, value) for one in others), (rule.name, key)
+    return [_bytes_of(name, options) for name, options in RULES if _runs(name, options)]
+
+
+def _runs(name: str, options: dict[str, Any]) -> bool:
+    return traffic(rules.get(name), 64, 64, dist.get_world_size(), **options) is not None
+
+
+def _bytes_of(name: str, options: dict[str, Any]) -> tuple[str, float, float]:
+    rank, size, rule = dist.get_rank(), dist.get_world_size(), rules.get(name)
+    stated = traffic(rule, 64, 64, size, **options)
+    options = {**rule.defaults, **options}
+    parts = parts_of((64, 64), ([64 * r // size for r in range(size + 1)], [0, 64]))
+    x = torch.randn(64, 64)
+    state = {**rule.init(x, options), **rule.init_matrix(x, options)}
+    mine = {k: v[inside(parts[rank])] if k in rule.viewed else v for k, v in state.items()}
+    rounds = rule.move_part(x[inside(parts[rank])], parts[rank].shard, options, mine)
+    assert rounds is not None and stated is not None
+    meter = counted()
+    with meter:
+        run([rounds], [dist.group.WORLD], [[extent_of(part) for part in parts]])
+    return name, meter.sent, stated.sent
+
+
 class counted:  # noqa: N801  # used as a function
-    """How often each collective is called within a ``with``."""
+    """How often each collective is called within a ``with``, and the bytes this rank sends if it is done in a ring."""
 
     GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
     NAMES = ("all_reduce", GATHER, "all_to_all_single")
 
     def __enter__(self) -> dict[str, int]:
         self.calls = dict.fromkeys(self.NAMES, 0)
+        self.sent = 0.0
         self._own = {name: getattr(dist, name) for name in self.NAMES}
 
         def counting(name: str, own: Any) -> Any:
             def call(*args: Any, **kwargs: Any) -> Any:
                 self.calls[name] += 1
+                self.sent += self._sent(name, *args)
                 return own(*args, **kwargs)
 
             return call
@@ -122,6 +207,15 @@ class counted:  # noqa: N801  # used as a function
         for name, own in self._own.items():
             setattr(dist, name, counting(name, own))
         return self.calls
+
+    def _sent(self, name: str, first: Tensor, second: Any, *splits: Any) -> float:
+        rank, size = dist.get_rank(), dist.get_world_size()
+        if name == "all_reduce":
+            return 2 * (size - 1) / size * first.nbytes
+        if name == self.GATHER:
+            return (size - 1) * second.nbytes
+        away = sum(n for to, n in enumerate(splits[1]) if to != rank)
+        return away * second.element_size()
 
     def __exit__(self, *error: Any) -> None:
         for name, own in self._own.items():
