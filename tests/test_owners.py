@@ -23,7 +23,7 @@ def test_replicas_are_balanced_to_one_unit(shapes: list[tuple[int, int, int, boo
     units = []
     for number, (*shape, is_batch) in enumerate(shapes):
         layout = replicated(tuple(shape), tuple(range(count)), 0)
-        units += units_of(number, layout, is_batch, float(elements(layout.box)), shape[1:])
+        units += units_of(number, layout, is_batch, float(elements(layout.box)), tuple(shape[1:]))
     found = waves(units, count)
     assert len(found) == 1  # they are small
     assert sorted(map(repr, (unit for unit, _ in found[0]))) == sorted(map(repr, units))

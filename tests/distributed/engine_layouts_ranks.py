@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +19,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from orthoopt import OrthoOpt, param_groups
+from orthoopt import OrthoOpt, param_groups, rules
 from orthoopt.distributed import bytes_per_step
+from orthoopt.rules._base import _RULES
 
 MIXED = [
     Spec("hidden", "matrix", (6, 10)),
@@ -128,6 +131,18 @@ def large() -> list[Spec]:
     return [Spec("mlp_in", "matrix", (64, 48))] * 4 + [Spec("mlp_out", "matrix", (48, 64))] * 4
 
 
+@contextmanager
+def rounded_first(is_so: bool) -> Iterator[None]:
+    """Let the spectral rule want bfloat16 signals, as it does on GPUs."""
+    rule = rules.get("spectral")
+    wants = dataclasses.replace(rule, signal_dtype=lambda options, rows, cols, device: torch.bfloat16)
+    _RULES["spectral"] = wants if is_so else rule
+    try:
+        yield
+    finally:
+        _RULES["spectral"] = rule
+
+
 def bytes_are_as_stated() -> list[dict[str, Any]]:
     """Of one step: what was sent, what the function says, and the collectives beside those of torch's Muon."""
     found = []
@@ -143,12 +158,11 @@ def bytes_are_as_stated() -> list[dict[str, Any]]:
     ):
         model = shard(Model(described), mesh)
         optimizer = optimizer_of(model, described, plan)
-        for group in optimizer.param_groups:
-            group.update({"ns_dtype": name} if name == "bfloat16" else {})
-        take_steps(optimizer, model, described, 0, 1)
-        stated = bytes_per_step(optimizer)
-        with Wire() as wire:
-            optimizer.step()
+        with rounded_first(name == "bfloat16"):
+            take_steps(optimizer, model, described, 0, 1)
+            stated = bytes_per_step(optimizer)
+            with Wire() as wire:
+                optimizer.step()
         found.append({"name": name, "stated": stated._asdict(), "calls": dict(wire.calls), "bytes": dict(wire.bytes)})
     model = nn.ParameterList([p for p in shard(Model(large()), mesh).parameters()])
     theirs = torch.optim.Muon(model.parameters())
