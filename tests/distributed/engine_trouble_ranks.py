@@ -204,6 +204,19 @@ def zero_redundancy_passes_whole_parameters() -> None:
     assert_equal_on_all(replicas, alone, "ZeRO")
 
 
+def compiled_steps_equal_one_process() -> None:
+    """A compiled step is one operation, whose gradients are this rank's parts."""
+    alone = trained_alone(MIXED, "muon")
+    wrapper = DistributedDataParallel(Model(MIXED))
+    for model in (shard(Model(MIXED), _mesh()), wrapper.module):
+        step = torch.compile(optimizer_of(model, MIXED, "muon").step, backend="eager", fullgraph=True)
+        for number in range(10):
+            for param, gradient in zip(model.parameters(), gradients(MIXED, number), strict=True):
+                param.grad = laid_out(gradient, param)
+            step()
+        assert_equal_on_all(model, alone, "compiled")
+
+
 def what_cannot_be_done_right_raises() -> list[str]:
     """Sums that nobody has made, and FSDP1, which flattens; nothing has moved then."""
     said = []

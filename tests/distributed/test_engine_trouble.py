@@ -20,6 +20,7 @@ pytestmark = pytest.mark.dist
         engine_trouble_ranks.other_orders_and_models_do_not_mix,
         engine_trouble_ranks.replicas_share_only_what_is_the_same,
         engine_trouble_ranks.zero_redundancy_passes_whole_parameters,
+        pytest.param(engine_trouble_ranks.compiled_steps_equal_one_process, marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks(ranks: Ranks, check: Callable[[], None]) -> None:
