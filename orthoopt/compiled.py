@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+
+from orthoopt.nonfinite import local_part
 
 if TYPE_CHECKING:
     from orthoopt.optimizer import OrthoOpt
@@ -46,10 +48,12 @@ def step_operation(number: int, places: Sequence[int], params: Sequence[Tensor],
     if [id(param) for param in own] != [id(param) for group in optimizer.param_groups for param in group["params"]]:
         raise RuntimeError("the parameters in param_groups were replaced: call add_param_group() or load_state_dict()")
     # Compilers may hand out copies of what is mutated, of which they write back what the operation left there.
-    apart = [(own[i], param) for i, param in zip(places, params, strict=True) if own[i].data_ptr() != param.data_ptr()]
+    parts = [local_part(own[i].detach()) for i in places]
+    pairs = zip(parts, params, strict=True)
+    apart = [(mine, param) for mine, param in pairs if mine.data_ptr() != param.data_ptr()]
     for mine, given in apart:
         mine.data.copy_(given)
-    optimizer.step_with({own[place]: grad for place, grad in zip(places, grads, strict=True)})
+    optimizer.step_with({own[place]: _as_gradient(grad, own[place]) for place, grad in zip(places, grads, strict=True)})
     for mine, given in apart:
         given.copy_(mine.data)
 
@@ -68,4 +72,27 @@ def traced_step(optimizer: OrthoOpt, number: int) -> None:
     places = [place for place, param in enumerate(params) if param.grad is not None]
     if places:
         # Detached rather than without gradients: a graph that raises would leave that mode on behind it.
-        step_operation(number, places, [params[i].detach() for i in places], [params[i].grad for i in places])
+        grads = [_laid_out_alike(params[i].grad, params[i]) for i in places]
+        step_operation(number, places, [_part(params[i].detach()) for i in places], grads)
+
+
+def _part(tensor: Tensor) -> Tensor:
+    """What an operation can take of a distributed tensor."""
+    return tensor.to_local() if hasattr(tensor, "placements") else tensor
+
+
+def _laid_out_alike(grad: Any, param: Any) -> Tensor:
+    if hasattr(param, "placements") and grad.placements != param.placements:
+        grad = grad.redistribute(placements=param.placements)
+    return _part(grad)
+
+
+def _as_gradient(grad: Tensor, param: Any) -> Tensor:
+    """The gradient that :func:`_part` took apart."""
+    if not hasattr(param, "placements"):
+        return grad
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        grad, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+    )

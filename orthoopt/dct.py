@@ -65,7 +65,7 @@ def dct(x: Tensor, method: Method = "auto") -> Tensor:
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     size = x.shape[-1]
-    if not _by_fft(method, size, x.device):
+    if x.numel() == 0 or not _by_fft(method, size, x.device):
         return x @ dct_basis(size, x.dtype, x.device)
     reordered = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
     z = torch.fft.rfft(reordered) * _twiddles(size, x.dtype, x.device)
@@ -77,7 +77,7 @@ def idct(x: Tensor, method: Method = "auto") -> Tensor:
     """The inverse of :func:`dct` along the last dimension, a DCT-III: ``x @ dct_basis(k).mT``; arguments as there."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     size = x.shape[-1]
-    if not _by_fft(method, size, x.device):
+    if x.numel() == 0 or not _by_fft(method, size, x.device):
         return x @ dct_basis(size, x.dtype, x.device).mT
     lower = size // 2 + 1
     mirrored = torch.cat([torch.zeros_like(x[..., :1]), x[..., size - lower + 1 :].flip(-1)], -1)

@@ -187,6 +187,17 @@ def _gram(first: Start, steps: Sequence[Triple], restarts: Sequence[int], room: 
     return x
 
 
+def gram_factor(products: Tensor, steps: Sequence[Triple]) -> Tensor:
+    """Q of the Gram form without restarts: Q X is what these steps make of any X with X Xᵀ = ``products``.
+
+    Args:
+        products: ``(..., rows, rows)``; not written.
+        steps: (a, b, c), one a step.
+    """
+    one = torch.eye(products.shape[-1], dtype=products.dtype, device=products.device)
+    return _gram(Start(one.expand(products.shape).contiguous(), products, None), steps, (), _Room())
+
+
 def _times(z: Tensor, rest: float, x: Tensor, scale: Tensor | None, room: _Room, left: int) -> Tensor:
     """``(rest·I + Z) diag(scale) X``; Z may be written."""
     if scale is None:

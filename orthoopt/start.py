@@ -43,7 +43,7 @@ def start(x: Tensor, table: Table, dtype: torch.dtype) -> Start:
     x = torch.mul(x, power_of_two(x, _HEADROOM).to(x.dtype), out=torch.empty_like(x, dtype=dtype))
     products = syrk(x)
     if table.start == "aol":
-        scale = _aol_scale(products)
+        scale = aol_scale(products)
         return Start(x * scale, products * scale * scale.mT, None)
     squares = products.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=_wide(dtype))[..., None, None] * table.kappa**2
     squares = torch.where(squares == 0, 1, squares)
@@ -70,7 +70,7 @@ def start_on_host(x: Tensor, table: Table, products: Tensor) -> Start:
         syrk(x, out=products)
         traces = _traces(products)
     if table.start == "aol":
-        scale = _aol_scale(products)
+        scale = aol_scale(products)
         products.mul_(scale).mul_(scale.mT)
     else:
         squares = torch.where(traces == 0, 1, traces * table.kappa**2)[:, None, None]
@@ -124,7 +124,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _aol_scale(products: Tensor) -> Tensor:
+def aol_scale(products: Tensor) -> Tensor:
     """Almost-orthogonal rescaling (arXiv 2512.04632): rows scaled by (Σⱼ|Aᵢⱼ|)^-½ bound ‖X‖₂ by one."""
     row_sums = products.abs().sum(-1, keepdim=True)
     return torch.where(row_sums > 0, row_sums, 1).rsqrt()

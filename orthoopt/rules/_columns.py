@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from orthoopt.rules._shards import part_peak
+
 Side: TypeAlias = Literal["auto", "left", "right"]
 Selection: TypeAlias = Literal["l2", "l1"]
 
@@ -64,7 +66,25 @@ def select_columns(coordinates: Tensor, rank: int, selection: Selection) -> Tens
     peak = coordinates.abs().amax((-2, -1), keepdim=True)
     x = coordinates / torch.where(peak == 0, 1, peak)
     norms = torch.linalg.vector_norm(x, ord=1 if selection == "l1" else 2, dim=-2)
+    return largest_columns(norms, rank)
+
+
+def largest_columns(norms: Tensor, rank: int) -> Tensor:
+    """Where the ``rank`` largest norms are, ``(..., r)``, int64, ascending; of equal ones the earlier."""
     return norms.argsort(dim=-1, descending=True, stable=True)[..., :rank].sort(-1).values
+
+
+def norms_of_part(coordinates: Tensor, selection: Selection, unit: Tensor | float = 1.0) -> Tensor:
+    """A part's shares of ‖S_j‖₁, or of ‖S_j‖₂² for ``l2``, float64, ``(..., 1, k)``: the shares of all parts add up.
+
+    Args:
+        coordinates: some rows of ``(..., rows, k)``.
+        selection: the norm.
+        unit: what ``coordinates`` was divided by before, ``(..., 1, 1)``.
+    """
+    x, peak = part_peak(coordinates)
+    sums = (x.abs() if selection == "l1" else x.square()).sum(-2, keepdim=True, dtype=torch.float64)
+    return sums * (peak * unit if selection == "l1" else (peak * unit).square())
 
 
 def keep_slots(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:

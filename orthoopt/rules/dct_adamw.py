@@ -14,10 +14,20 @@ from torch import Tensor
 from orthoopt.dct import from_columns, in_columns, take_columns, to_coordinates
 from orthoopt.kernels import STILL
 from orthoopt.nonfinite import host_can_read
-from orthoopt.rules._base import Equivariance, Group, Options, Rule, State, register
-from orthoopt.rules._columns import check_rank, is_right, keep_slots, resolve_rank, select_columns
+from orthoopt.rules._base import Equivariance, Group, Options, Rounds, Rule, Shard, State, register
+from orthoopt.rules._columns import (
+    check_rank,
+    is_right,
+    keep_slots,
+    largest_columns,
+    norms_of_part,
+    resolve_rank,
+    select_columns,
+)
+from orthoopt.rules._exchange import Gather
 from orthoopt.rules._momentum import accumulate_nothing
 from orthoopt.rules._options import advance_fields
+from orthoopt.rules._shards import OfCols, totals
 from orthoopt.rules.adamw import check_adamw
 
 
@@ -72,15 +82,73 @@ def dct_adamw_advance(
     if not host_can_read(x.device) or bool(due.any()):
         coordinates = to_coordinates(x, basis)
         chosen = torch.where(due.unsqueeze(-1), select_columns(coordinates, slots, selection), indices)
-        if rotate:
-            origin, kept = keep_slots(indices, chosen)
-            m, v = (_moved(moment, origin, kept) for moment in (m, v))
-            counts = torch.where(kept, counts.gather(-1, origin), 0)
+        m, v, counts = _follow(m, v, counts, indices, chosen) if rotate else (m, v, counts)
         indices = chosen
         a = take_columns(coordinates, indices)
     else:
         a = in_columns(x, indices, basis)
 
+    adam, m, v, counts = _adam(a, m, v, counts, betas, eps)
+    update = from_columns(adam, indices, size, basis)
+    new = _new_state(step, m, v, indices, counts, right)
+    if error_feedback:
+        rest = x - from_columns(a, indices, size, basis)
+        new["error_feedback"] = rest if right else rest.mT
+    return update if right else update.mT, new
+
+
+def _on_shards(grad: Tensor, shard: Shard, options: Options, state: State) -> Rounds | None:
+    """Where columns of the chosen side are whole: their norms are summed, and r of them gathered on every rank.
+
+    Every rank moves the moments of all rows then, for all have them; gradient and error feedback stay where they are.
+    """
+    right = is_right(options["side"], shard.rows, shard.cols)
+    of = shard if right else shard.mT
+    return None if of.cut_cols else _in_rounds(grad, of, options, state, right)
+
+
+def _in_rounds(grad: Tensor, of: Shard, options: Options, state: State, right: bool) -> Rounds:
+    basis, size = options["basis"], of.cols
+    x = grad + state["error_feedback"] if options["error_feedback"] else grad
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    m, v = (state[key].to(x.dtype) for key in ("exp_avg", "exp_avg_sq"))
+    x, m, v = (x, m, v) if right else (x.mT, m.mT, v.mT)
+    step, indices, counts = state["step"] + 1, state["indices"], state["slot_step"]
+    due = (step == 1) | (step % options["update_interval"] == 0)
+    if not host_can_read(x.device) or bool(due.any()):
+        coordinates = to_coordinates(x, basis)
+        (norms,) = yield from totals(of, [OfCols(norms_of_part(coordinates, options["selection"]))])
+        chosen = largest_columns(norms.squeeze(-2), m.shape[-1])
+        chosen = torch.where(due.unsqueeze(-1), chosen, indices)
+        m, v, counts = _follow(m, v, counts, indices, chosen) if options["rotate"] else (m, v, counts)
+        indices = chosen
+        a = take_columns(coordinates, indices)
+    else:
+        a = in_columns(x, indices, basis)
+    whole = a
+    if of.cut_rows:
+        (whole,) = yield [Gather(a, -2, of.row, of.rows, not right)]
+    adam, m, v, counts = _adam(whole, m, v, counts, options["betas"], options["eps"])
+    rows = a.shape[-2]
+    own = adam.narrow(-2, of.row if rows else 0, rows)
+    update = from_columns(own, indices, size, basis)
+    new = _new_state(step, m, v, indices, counts, right)
+    if options["error_feedback"]:
+        rest = x - from_columns(a, indices, size, basis)
+        new["error_feedback"] = rest if right else rest.mT
+    return update if right else update.mT, new
+
+
+def _follow(m: Tensor, v: Tensor, counts: Tensor, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments and counts of the slots for another choice of columns."""
+    origin, kept = keep_slots(old, new)
+    return _moved(m, origin, kept), _moved(v, origin, kept), torch.where(kept, counts.gather(-1, origin), 0)
+
+
+def _adam(
+    a: Tensor, m: Tensor, v: Tensor, counts: Tensor, betas: tuple[float, float], eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Adam's quotient of coordinates ``(..., rows, r)``, and its new moments and counts."""
     beta1, beta2 = betas
     m = m.lerp(a, 1 - beta1)
     v = beta2 * v + (1 - beta2) * a.square()
@@ -88,19 +156,17 @@ def dct_adamw_advance(
     counts = counts + 1
     correction1, correction2 = (_correction(counts, beta, m.dtype).unsqueeze(-2) for beta in betas)
     root = (v / correction2).sqrt() + eps
-    adam = m / correction1 / root.where(root > 0, 1)
-    update = from_columns(adam, indices, size, basis)
-    new = {
+    return m / correction1 / root.where(root > 0, 1), m, v, counts
+
+
+def _new_state(step: Tensor, m: Tensor, v: Tensor, indices: Tensor, counts: Tensor, right: bool) -> State:
+    return {
         "step": step,
         "exp_avg": m if right else m.mT,
         "exp_avg_sq": v if right else v.mT,
         "indices": indices,
         "slot_step": counts,
     }
-    if error_feedback:
-        rest = x - from_columns(a, indices, size, basis)
-        new["error_feedback"] = rest if right else rest.mT
-    return update if right else update.mT, new
 
 
 def _moved(moment: Tensor, origin: Tensor, kept: Tensor) -> Tensor:
@@ -175,6 +241,7 @@ dct_adamw = register(
         name="dct_adamw",
         **advance_fields(dct_adamw_advance),
         init=_init,
+        on_shards=_on_shards,
         accumulate=accumulate_nothing,
         moving=lambda options: STILL,
         equivariance=_equivariance,

@@ -15,11 +15,25 @@ from typing import Literal
 
 from torch import Tensor
 
+from orthoopt.coefficients import Table
 from orthoopt.polar import Method
-from orthoopt.rules._base import SHIFT, Breaks, Equivariance, Group, Options, register
+from orthoopt.rules._base import SHIFT, Breaks, Equivariance, Group, Options, Rounds, Shard, register
 from orthoopt.rules._momentum import momentum_rule
 from orthoopt.rules._polar import rescales
-from orthoopt.rules._rows import Axis, Centre, EpsMode, by_peak, centre_rows, normalize_rows, subtract_mean_row
+from orthoopt.rules._polar_parts import part_of_unit, polar_of_part, table_for_parts, times_nu
+from orthoopt.rules._rows import (
+    Axis,
+    Centre,
+    EpsMode,
+    by_peak,
+    centre_part,
+    centre_rows,
+    normalize_rows,
+    row_norm_of_part,
+    subtract_mean_row,
+    subtract_mean_row_of_part,
+)
+from orthoopt.rules._shards import part_peak
 from orthoopt.rules.one_sided import (
     Coefficients,
     DType,
@@ -87,6 +101,32 @@ def hybrid_direction(
     return subtract_mean_row(update) if twice else update
 
 
+def _on_shards(part: Tensor, shard: Shard, options: Options) -> Rounds | None:
+    """Row normalization as in ``row_norm``, the polar step on products of parts where one side is long enough."""
+    swap = options["axis"] == "cols"
+    seen, of = (part.mT, shard.mT) if swap else (part, shard)
+    table = table_for_parts(of, options)
+    return None if table is None else _in_rounds(seen, of, options, table, swap)
+
+
+def _in_rounds(part: Tensor, shard: Shard, options: Options, table: Table, swap: bool) -> Rounds:
+    centre, eps_mode = options["centre"], options["eps_mode"]
+    centred = centre != "none"
+    if options["order"] == "polar_then_row":
+        x, unit = (yield from centre_part(part, shard)) if centred else part_peak(part)
+        x, _ = yield from part_of_unit(x, unit, shard, centred)
+        update = yield from polar_of_part(x, shard, options, table)
+        update = yield from row_norm_of_part(update, shard, "rows", "none", eps_mode)
+    else:
+        rows = yield from row_norm_of_part(part, shard, "rows", centre, eps_mode)
+        x, length = yield from part_of_unit(*part_peak(rows), shard, centred=False)
+        update = yield from polar_of_part(x, shard, options, table)
+        update = yield from times_nu(update, x, length, shard, options)
+    if centre == "both":
+        update = yield from subtract_mean_row_of_part(update, shard)
+    return update.mT if swap else update
+
+
 def _rms(rows: int, cols: int, options: Options) -> float:
     """Of a flat spectrum of the normalized rows."""
     units, features = (rows, cols) if options["axis"] == "rows" else (cols, rows)
@@ -125,6 +165,7 @@ hybrid = register(
     momentum_rule(
         "hybrid",
         hybrid_direction,
+        on_shards=_on_shards,
         rms=_rms,
         equivariance=_equivariance,
         nesterov=False,

@@ -18,12 +18,22 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from orthoopt.coefficients import Table
 from orthoopt.newton_schulz import NS_DTYPES, normalize
 from orthoopt.polar import Method, nuclear_norm, polar_factor
-from orthoopt.rules._base import SHIFT, Equivariance, Group, Options, register
+from orthoopt.rules._base import SHIFT, Equivariance, Group, Options, Rounds, Shard, register
 from orthoopt.rules._momentum import momentum_rule
 from orthoopt.rules._polar import check_polar, rescales
-from orthoopt.rules._rows import Centre, by_peak, centre_rows, subtract_mean_row
+from orthoopt.rules._polar_parts import part_of_unit, polar_of_part, table_for_parts, times_nu
+from orthoopt.rules._rows import (
+    Centre,
+    by_peak,
+    centre_part,
+    centre_rows,
+    subtract_mean_row,
+    subtract_mean_row_of_part,
+)
+from orthoopt.rules._shards import part_peak
 
 NuMode: TypeAlias = Literal["none", "nuclear", "nuclear_over_frobenius"]
 Coefficients: TypeAlias = str | tuple[float, float, float] | tuple[tuple[float, float, float], ...]
@@ -66,6 +76,21 @@ def one_sided_direction(
     if nu_mode != "none":
         update = update * nuclear_length(x, update, nu_mode, nu_power, unit)
     return subtract_mean_row(update) if centre == "both" else update
+
+
+def _on_shards(part: Tensor, shard: Shard, options: Options) -> Rounds | None:
+    """Where one side is so long that products of the other are little beside the matrix; see ``_polar_parts``."""
+    table = table_for_parts(shard, options)
+    return None if table is None else _in_rounds(part, shard, options, table)
+
+
+def _in_rounds(part: Tensor, shard: Shard, options: Options, table: Table) -> Rounds:
+    centred = options["centre"] != "none"
+    x, unit = (yield from centre_part(part, shard)) if centred else part_peak(part)
+    x, length = yield from part_of_unit(x, unit, shard, centred)
+    update = yield from polar_of_part(x, shard, options, table)
+    update = yield from times_nu(update, x, length, shard, options)
+    return (yield from subtract_mean_row_of_part(update, shard)) if options["centre"] == "both" else update
 
 
 def polar_step(
@@ -112,6 +137,7 @@ right_spectral = register(
     momentum_rule(
         "right_spectral",
         one_sided_direction,
+        on_shards=_on_shards,
         rms=_rms,
         equivariance=_equivariance,
         # Other oracles and the sum behind ν round differently on the transpose.

@@ -5,6 +5,7 @@ and only what was used is taken off the momentum, so that the rest waits for its
 2505.17967; IST-DASLab/ISTA-DASLab-Optimizers, ``fft_low_rank``.
 """
 
+import dataclasses
 import math
 from typing import Any, Literal
 
@@ -15,10 +16,19 @@ from orthoopt.coefficients import resolve_coefficients
 from orthoopt.dct import from_columns, take_columns, to_coordinates
 from orthoopt.kernels import STILL
 from orthoopt.newton_schulz import NS_DTYPES, newton_schulz
-from orthoopt.rules._base import Equivariance, Group, Options, Rule, State, register
-from orthoopt.rules._columns import check_rank, is_right, resolve_rank, select_columns
+from orthoopt.rules._base import Equivariance, Group, Options, Rounds, Rule, Shard, State, register
+from orthoopt.rules._columns import (
+    check_rank,
+    is_right,
+    largest_columns,
+    norms_of_part,
+    resolve_rank,
+    select_columns,
+)
+from orthoopt.rules._exchange import Gather, OnWhole
 from orthoopt.rules._momentum import accumulate_nothing, check_momentum, init_momentum
-from orthoopt.rules._options import advance_fields
+from orthoopt.rules._options import advance_fields, hashable
+from orthoopt.rules._shards import OfCols, part_peak, scaled, totals
 
 
 def trion_advance(
@@ -70,6 +80,65 @@ def trion_advance(
     return (update, {"momentum_buffer": m}) if right else (update.mT, {"momentum_buffer": m.mT})
 
 
+@dataclasses.dataclass(frozen=True)
+class _Polar:
+    """The iteration as one value: what is equal may be computed in one call."""
+
+    ns_steps: int
+    ns_coefficients: Any
+    ns_dtype: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return newton_schulz(x, self.ns_steps, self.ns_coefficients, NS_DTYPES[self.ns_dtype]).to(x.dtype)
+
+
+def _on_shards(grad: Tensor, shard: Shard, options: Options, state: State, right: bool) -> Rounds | None:
+    """Trion on parts: the norms of columns are summed, and r of them brought to one rank, which iterates.
+
+    That is k numbers on every rank, and r/k of the matrix moved twice. Where columns are cut, those that are chosen are
+    known in place only without a basis, and how many a rank has then, only after the choice.
+    """
+    of = shard if right else shard.mT
+    if of.cut_cols and (options["basis"] == "dct" or of.cut_rows or grad.ndim > 2):
+        return None
+    buffer = state["momentum_buffer"] + grad
+    buffer = buffer.to(torch.promote_types(buffer.dtype, torch.float32))
+    return _in_rounds(buffer if right else buffer.mT, of, options, right)
+
+
+def _in_rounds(m: Tensor, of: Shard, options: Options, right: bool) -> Rounds:
+    basis, selection, size = options["basis"], options["selection"], of.cols
+    x, unit = part_peak(m)
+    coordinates = to_coordinates(x, basis)
+    norms = norms_of_part(coordinates, selection, unit)
+    if of.cut_cols:
+        (norms,) = yield [Gather(norms, -1, of.col, size, not right)]
+    else:
+        (norms,) = yield from totals(of, [OfCols(norms)])
+    indices = largest_columns(norms.squeeze(-2), resolve_rank(options["rank"], size))
+    # In units that all parts share: only the direction of the whole matters to the iteration.
+    length = norms.sum(-1, keepdim=True)
+    length = length.sqrt() if selection == "l2" else length
+    common = unit / torch.where(length == 0, 1, length)
+    polar = _Polar(options["ns_steps"], hashable(options["ns_coefficients"]), options["ns_dtype"])
+    rank = indices.shape[-1]
+    if of.cut_cols:
+        first, last = (int((indices < place).sum()) for place in (of.col, of.col + m.shape[-1]))
+        indices, size = indices[first:last] - of.col, m.shape[-1]
+        b = take_columns(coordinates, indices)
+        (factor,) = yield [OnWhole(scaled(b, common), -1, first, rank, polar, follows_cut=False)]
+    else:
+        b = take_columns(coordinates, indices)
+        factor = scaled(b, common)
+        if of.cut_rows:
+            (factor,) = yield [OnWhole(factor, -2, of.row, of.rows, polar, not right)]
+        else:
+            factor = polar(factor)
+    m = m - (1 - options["momentum"]) * unit.to(m.dtype) * from_columns(b, indices, size, basis)
+    update = from_columns(factor, indices, size, basis)
+    return (update, {"momentum_buffer": m}) if right else (update.mT, {"momentum_buffer": m.mT})
+
+
 def trion_rule(name: str, advance: Any, **fixed: Any) -> Rule:
     """A registered rule that is :func:`trion_advance` with options of its own.
 
@@ -85,6 +154,10 @@ def trion_rule(name: str, advance: Any, **fixed: Any) -> Rule:
         right = is_right(options["side"], rows, cols, square)
         size, other = (cols, rows) if right else (rows, cols)
         return right, resolve_rank(options["rank"], size), size, other
+
+    def on_shards(grad: Tensor, shard: Shard, options: Options, state: State) -> Rounds | None:
+        options = {**options, **fixed}
+        return _on_shards(grad, shard, options, state, is_right(options["side"], shard.rows, shard.cols, square))
 
     def rms(rows: int, cols: int, options: Options) -> float:
         _, rank, _, other = resolved(options, rows, cols)
@@ -122,6 +195,7 @@ def trion_rule(name: str, advance: Any, **fixed: Any) -> Rule:
             init=init_momentum,
             accumulate=accumulate_nothing,
             moving=lambda options: STILL,
+            on_shards=on_shards,
             equivariance=equivariance,
             viewed=("momentum_buffer",),
             rms=rms,
