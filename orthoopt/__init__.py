@@ -5,6 +5,7 @@
 """
 
 from orthoopt import hf, plans, rules
+from orthoopt.diagnostics import recording
 from orthoopt.dispatch import param_groups
 from orthoopt.explain import explain
 from orthoopt.named import (
@@ -48,6 +49,7 @@ __all__ = [
     "orthogonalize",
     "param_groups",
     "plans",
+    "recording",
     "roles",
     "rules",
 ]
