@@ -25,6 +25,7 @@ from orthoopt.named import (
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.plan_files import load_plan
 from orthoopt.polar import orthogonalize
+from orthoopt.qk_clip import QKClip, max_logits
 from orthoopt.roles import roles
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "Muon",
     "OrthoOpt",
     "PolarGrad",
+    "QKClip",
     "Root",
     "RowNorm",
     "Scion",
@@ -46,6 +48,7 @@ __all__ = [
     "explain",
     "hf",
     "load_plan",
+    "max_logits",
     "orthogonalize",
     "param_groups",
     "plans",

@@ -38,7 +38,7 @@ class LargeUpdate(NamedTuple):
     """What it may have been: ``max_update_rms`` times what the rule promises."""
     step: int
     """In which step that was, of this object's, from 1."""
-    count: int
+    times: int
     """How many steps of this parameter have been skipped for it."""
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ def promised_rms(entry: Entry) -> float:
         return 1.0
     total = squares = 0.0
     for shape in part.view.piece_shapes(tuple(entry.param.shape)):
-        rms = part.rule.rms(*shape[-2:], part.options)
+        rms = part.rule.rms(shape[-2], shape[-1], part.options)
         promise = rms * scale_factor(part.group["scale"], shape[-2], shape[-1], rms)
         total += math.prod(shape)
         squares += math.prod(shape) * promise**2
@@ -135,9 +135,9 @@ def _whole(norm: Any) -> Tensor:
 
 
 def _report(update: LargeUpdate) -> None:
-    if update.count in (1, 10, 100) or update.count % 1000 == 0:
+    if update.times in (1, 10, 100) or update.times % 1000 == 0:
         warnings.warn(
-            f"{update}: it skipped this step alone ({update.count} of its steps so far)", RuntimeWarning, stacklevel=5
+            f"{update}: it skipped this step alone ({update.times} of its steps so far)", RuntimeWarning, stacklevel=5
         )
 
 

@@ -155,7 +155,7 @@ class OrthoOpt(Optimizer):
             **({} if seen is None else seen.figures()),
             **state_bytes(self.param_groups, self.state),
             "skipped_steps": float(self.skipped_steps),
-            "large_updates": float(sum(update.count for update in self.large_updates)),
+            "large_updates": float(sum(update.times for update in self.large_updates)),
         }
 
     def stated_need(self) -> int | None:
