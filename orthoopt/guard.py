@@ -49,11 +49,13 @@ class LargeUpdate(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """As :class:`LargeUpdate`, with what a device knows still there."""
+    """What is known of one parameter."""
 
-    entry: tuple[str, str, str, float]
+    parameter: str
+    rule: str
+    role: str
     figures: Tensor
-    """(rms, step, count), float64 where the device has it."""
+    """(rms, limit, step, times), where the update was."""
 
 
 class Guard:
@@ -77,41 +79,45 @@ class Guard:
             if group["max_update_rms"] is None or negative is None or negative.numel() == 0:
                 continue
             limit = group["max_update_rms"] * promised_rms(entry)
-            rms = _whole(torch.linalg.vector_norm(negative)) / math.sqrt(negative.numel())
-            who = (entry.name, entry.part.rule.name, group.get("role", "unknown"), limit)
+            rms = _over_shards(torch.linalg.vector_norm(negative)) / math.sqrt(negative.numel())
             raising = group["large_update"] == "raise"
-            if raising or host_can_read(rms.device):
-                seen = float(rms)
-                if seen <= limit:
-                    continue
-                if raising:
-                    raise FloatingPointError(f"{LargeUpdate(*who[:3], seen, limit, step, 1)}; nothing was changed")
-                entry.allowed = False
-                count = 1 + int(self._seen[entry.param].figures[2]) if entry.param in self._seen else 1
-                self._seen[entry.param] = _Seen(who, torch.tensor([seen, step, count], dtype=torch.float64))
-                _report(LargeUpdate(*who[:3], seen, limit, step, count))
-            else:
-                self._judge_on_device(entry, rms, who, step)
+            if not (raising or host_can_read(rms.device)):
+                self._judge_on_device(entry, rms, limit, step)
+                continue
+            if float(rms) <= limit:
+                continue
+            entry.allowed = False
+            if raising:
+                who = (entry.name, entry.part.rule.name, group.get("role", "unknown"))
+                raise FloatingPointError(f"{LargeUpdate(*who, float(rms), limit, step, 1)}; nothing was changed")
+            figures = self._figures_of(entry, rms)
+            figures.copy_(figures.new_tensor([float(rms), limit, step, float(figures[3]) + 1]))
+            _report(_read(self._seen[entry.param]))
 
-    def _judge_on_device(self, entry: Entry, rms: Tensor, who: tuple[str, str, str, float], step: int) -> None:
-        allowed = rms <= who[3]  # not so for a NaN
-        wide = torch.float32 if rms.device.type == "mps" else torch.float64
-        if entry.param not in self._seen:
-            self._seen[entry.param] = _Seen(who, torch.zeros(3, dtype=wide, device=rms.device))
-        figures = self._seen[entry.param].figures
-        # In place, so that a captured step counts at every replay; its step number stays that of the recording.
-        seen = torch.stack([rms.to(wide), rms.new_full((), step, dtype=wide), figures[2] + 1])
+    def _judge_on_device(self, entry: Entry, rms: Tensor, limit: float, step: int) -> None:
+        allowed, figures = rms <= limit, self._figures_of(entry, rms)  # a NaN is not allowed
+        known = [rms.new_full((), value, dtype=figures.dtype) for value in (limit, step)]
+        seen = torch.stack([rms.to(figures.dtype), *known, figures[3] + 1])
+        # In place, so that a captured step counts at every replay; its number stays that of the recording.
         figures.copy_(torch.where(allowed, figures, seen))
-        entry.allowed = allowed.to(wide)
+        entry.allowed = allowed.to(figures.dtype)
+
+    def _figures_of(self, entry: Entry, rms: Tensor) -> Tensor:
+        if entry.param not in self._seen:
+            wide = torch.float32 if rms.device.type == "mps" else torch.float64
+            role = entry.part.group.get("role", "unknown")
+            figures = torch.zeros(4, dtype=wide, device=rms.device)
+            self._seen[entry.param] = _Seen(entry.name, entry.part.rule.name, role, figures)
+        return self._seen[entry.param].figures
 
     def report(self) -> list[LargeUpdate]:
         """What was kept from whom so far; waits for the device."""
-        found = []
-        for (name, rule, role, limit), figures in self._seen.values():
-            rms, step, count = figures.tolist()
-            if count:
-                found.append(LargeUpdate(name, rule, role, rms, limit, int(step), int(count)))
-        return found
+        return [update for update in map(_read, self._seen.values()) if update.times]
+
+
+def _read(seen: _Seen) -> LargeUpdate:
+    rms, limit, step, times = seen.figures.tolist()
+    return LargeUpdate(seen.parameter, seen.rule, seen.role, rms, limit, int(step), int(times))
 
 
 def promised_rms(entry: Entry) -> float:
@@ -128,7 +134,7 @@ def promised_rms(entry: Entry) -> float:
     return math.sqrt(squares / total) if total else 0.0
 
 
-def _whole(norm: Any) -> Tensor:
+def _over_shards(norm: Any) -> Tensor:
     """A norm over all shards."""
     full = getattr(norm, "full_tensor", None)
     return norm if full is None else full()

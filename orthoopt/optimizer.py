@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from orthoopt import buckets, checkpoint, compiled, matrix_state, rules, staging
 from orthoopt._work import Work, collect
+from orthoopt.autocast import without_autocast
 from orthoopt.capture import check_capture
 from orthoopt.diagnostics import Recorder, state_bytes
 from orthoopt.elementwise import apply_elementwise, measured
@@ -205,6 +206,7 @@ class OrthoOpt(Optimizer):
         return loss
 
     @torch.no_grad()
+    @without_autocast
     def step_with(self, grads: Mapping[Tensor, Tensor]) -> None:
         """One optimization step with these gradients, whatever the parameters' ``grad`` is.
 

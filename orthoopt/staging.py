@@ -151,6 +151,9 @@ def commit(
             continue
         gate = gates.get(entry.param.device)
         if isinstance(entry.allowed, Tensor):
+            if entry.negative is not None:  # a product would keep NaNs
+                local = local_part(entry.negative)
+                local.copy_(torch.where(entry.allowed > 0, local, 0))
             gate = entry.allowed if gate is None else gate * entry.allowed
             _subtract([entry], *terms(entry.part, gate))
         else:
