@@ -74,11 +74,12 @@ class QKClip:
             key_heads: how many key heads; None for as many.
 
         Raises:
+            TypeError: a module without a weight.
             ValueError: as :meth:`add_parts`.
         """
         own = key_heads in (None, heads)
         maps = [(query, self.alpha if own else 1.0)] + ([(key, 1 - self.alpha)] if own else [])
-        parts = [Scaled(module.weight, f"heads({heads})", {0: power}) for module, power in maps]
+        parts = [Scaled(_weight(module), f"heads({heads})", {0: power}) for module, power in maps]
         biases = [(getattr(module, "bias", None), power) for module, power in maps]
         parts += [Scaled(bias, f"column heads({heads})", {0: power}) for bias, power in biases if bias is not None]
         self.add_parts(name, heads, parts)
@@ -96,6 +97,7 @@ class QKClip:
             key_heads: how many key heads; None for as many.
 
         Raises:
+            TypeError: a module without a weight.
             ValueError: as :meth:`add_parts`.
         """
         own = key_heads in (None, heads)
@@ -119,8 +121,8 @@ class QKClip:
         Raises:
             ValueError: as :meth:`add_parts`.
         """
-        queries = Scaled(query.weight, f"heads({heads}) split({plain},{rotary})", {0: self.alpha, 1: 1.0})
-        keys = Scaled(key_value.weight, f"heads({heads}) split({plain},{value})", {0: 1 - self.alpha})
+        queries = Scaled(_weight(query), f"heads({heads}) split({plain},{rotary})", {0: self.alpha, 1: 1.0})
+        keys = Scaled(_weight(key_value), f"heads({heads}) split({plain},{value})", {0: 1 - self.alpha})
         self.add_parts(name, heads, [queries, keys])
 
     def add_parts(self, name: str, heads: int, parts: list[Scaled]) -> None:
@@ -183,6 +185,13 @@ class QKClip:
             factors[name] = gamma
         self._seen.clear()
         return factors
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"queries and keys must be modules with a weight, got {type(module).__name__}")
+    return weight
 
 
 def _scale(part: Scaled, gamma: Tensor) -> None:
