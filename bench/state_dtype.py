@@ -41,7 +41,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "dtype": torch.bfloat16, "rounding": "stochastic", "state_dtype": "bfloat16",
     },
 }  # fmt: skip
-PLANS = {"muon": 6e-3, "row_norm": 4e-3, "adamw": 2e-3}
+PLANS = {"muon": 6e-3, "adamw": 2e-3}
 """Plan -> learning rate, as in the recipe's default."""
 _WIDTH, _LAYERS, _HEADS, _LENGTH, _BATCH = 64, 2, 4, 64, 16
 
