@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.metadata
 import importlib.util
 import math
 import statistics
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="orthoopt bench state_dtype", description=__doc__)
     parser.add_argument("--steps", type=int, default=300, help="of training; the sequences of gradients have 100")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--plans", nargs="+", choices=list(PLANS), default=list(PLANS))
     parser.add_argument("--size", type=int, default=128, help="rows of the matrices of updates; columns are twice that")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", help="folder of the result")
@@ -65,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     result: dict[str, Any] = {
         "bench": "state_dtype",
         "machine": machine.describe("cpu"),
-        "torchao": importlib.import_module("importlib.metadata").version("torchao") if has_torchao else None,
+        "torchao": importlib.metadata.version("torchao") if has_torchao else None,
         "settings": {
-            "steps": options.steps, "seeds": options.seeds, "size": options.size, "learning_rates": PLANS,
+            "steps": options.steps, "seeds": options.seeds, "size": options.size, "learning_rates": {plan: PLANS[plan] for plan in options.plans},
             "corpus_sha256": hashlib.sha256(text.numpy().tobytes()).hexdigest(), "corpus_bytes": len(text),
             "model": {"width": _WIDTH, "layers": _LAYERS, "heads": _HEADS, "length": _LENGTH, "batch": _BATCH},
         },
@@ -80,13 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for rule in RULES:
         for spectrum, power in SPECTRA.items():
             for dtype in ("bfloat16", "int8") if has_torchao else ("bfloat16",):
-                row = {"rule": rule, "spectrum": spectrum, "state_dtype": dtype}
+                row: dict[str, Any] = {"rule": rule, "spectrum": spectrum, "state_dtype": dtype}
                 row |= errors(rule, power, dtype, options.size)
                 result["updates"].append(row)
                 print(f"{rule:<10}{spectrum:<12}{dtype:<10}{row['momentum']:>10.1e}{row['update']:>10.1e}", flush=True)
                 write_json(path, result)
     print(f"{'plan':<10}{'arm':<44}{'loss':>8}{'less float32':>14}   mean of {options.seeds} seeds")
-    for plan in PLANS:
+    for plan in options.plans:
         losses: dict[str, list[float]] = {}
         for arm, settings in ARMS.items():
             if settings.get("state_dtype") == "int8" and not has_torchao:

@@ -50,21 +50,22 @@ def to_bfloat16(
         bfloat16, of ``x``'s shape.
     """
     x = x.to(torch.float32)
-    bits = x.view(torch.int32)
-    rounded = ((bits + noise(x.shape, position, salt, offset, whole)) & -0x10000).view(torch.float32)
-    return torch.where(torch.isfinite(x), rounded, x).to(torch.bfloat16)
+    rounded = noise(x.shape, position, salt, offset, whole).add_(x.view(torch.int32)).bitwise_and_(-0x10000)
+    # An infinity's lower bits are zeros, so that nothing carries; those of a NaN may be anything.
+    return torch.where(x == x, rounded.view(torch.float32), x).to(torch.bfloat16)
 
 
 def noise(
     shape: Sequence[int], position: Tensor, salt: str, offset: Sequence[int] = (), whole: Sequence[int] = ()
 ) -> Tensor:
     """Numbers from 0 to 65535, int32, for a part of a tensor; see :func:`to_bfloat16`."""
-    device = position.device
     low, high = _wrapped(position), _wrapped(position >> 32)
-    first = _mixed(_mixed(low + _signed(zlib.crc32(salt.encode()))) ^ high)
-    second = _mixed(first + _ODD)
-    places = _places(tuple(shape), tuple(offset) or (0,) * len(shape), tuple(whole) or tuple(shape), device)
-    return (_mixed(_mixed(places ^ first) + second) >> 16) & 0xFFFF
+    first = _mix_(_mix_(low + _signed(zlib.crc32(salt.encode()))) ^ high)
+    second = _mix_(first + _ODD)
+    places = _places(tuple(shape), tuple(offset) or (0,) * len(shape), tuple(whole) or tuple(shape), position.device)
+    # Both keys, by operations that do not commute: the noise of one step is no rearrangement of another's.
+    mixed = _mix_(places.bitwise_xor_(first).add_(second))
+    return mixed.bitwise_right_shift_(16).bitwise_and_(0xFFFF)
 
 
 def _places(shape: tuple[int, ...], offset: tuple[int, ...], whole: tuple[int, ...], device: torch.device) -> Tensor:
@@ -73,17 +74,19 @@ def _places(shape: tuple[int, ...], offset: tuple[int, ...], whole: tuple[int, .
     stride = 1
     for size, start, extent in reversed(list(zip(shape, offset, whole, strict=True))):
         line = _wrapped(torch.arange(start, start + size, device=device, dtype=torch.int64) * stride)
-        places = places + line.reshape(-1, *[1] * max(places.ndim, 0))
+        places = places + line.reshape(-1, *[1] * places.ndim)
         stride *= extent
     return places.reshape(shape)
 
 
-def _mixed(x: Tensor) -> Tensor:
-    """A bijection of int32 that leaves no pattern."""
-    x = x ^ ((x >> _SHIFTS[0]) & ((1 << 32 - _SHIFTS[0]) - 1))
-    for factor, shift in zip(_FACTORS, _SHIFTS[1:], strict=True):
-        x = x * factor
-        x = x ^ ((x >> shift) & ((1 << 32 - shift) - 1))
+def _mix_(x: Tensor) -> Tensor:
+    """A bijection of int32 that leaves no pattern; in place, for memory is what this costs."""
+    shifted = torch.empty_like(x)
+    for shift, factor in zip(_SHIFTS, (*_FACTORS, 1), strict=True):
+        torch.bitwise_right_shift(x, shift, out=shifted)
+        x.bitwise_xor_(shifted.bitwise_and_((1 << 32 - shift) - 1))  # the shift of int32 drags the sign along
+        if factor != 1:
+            x.mul_(factor)
     return x
 
 

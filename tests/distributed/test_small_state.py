@@ -12,7 +12,7 @@ pytestmark = pytest.mark.dist
 
 
 def test_shards_round_as_the_whole_does(ranks: Ranks) -> None:
-    ranks.run(3, small_state_ranks.shards_round_as_the_whole_does)
+    ranks.run(2, small_state_ranks.shards_round_as_the_whole_does)
 
 
 def test_limits_and_figures_are_those_of_the_whole(ranks: Ranks) -> None:
