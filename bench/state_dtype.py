@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "machine": machine.describe("cpu"),
         "torchao": importlib.metadata.version("torchao") if has_torchao else None,
         "settings": {
-            "steps": options.steps, "seeds": options.seeds, "size": options.size, "learning_rates": {plan: PLANS[plan] for plan in options.plans},
+            "steps": options.steps, "seeds": options.seeds, "size": options.size,
+            "learning_rates": {plan: PLANS[plan] for plan in options.plans},
             "corpus_sha256": hashlib.sha256(text.numpy().tobytes()).hexdigest(), "corpus_bytes": len(text),
             "model": {"width": _WIDTH, "layers": _LAYERS, "heads": _HEADS, "length": _LENGTH, "batch": _BATCH},
         },
