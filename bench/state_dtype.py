@@ -150,7 +150,7 @@ def gradients(power: float, size: int, count: int = 100) -> Iterator[Tensor]:
 def corpus() -> Tensor:
     """The modules at the top of the standard library, as bytes."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    return torch.tensor(list(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8)
 
 
 class Block(nn.Module):
