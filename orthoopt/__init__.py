@@ -5,6 +5,7 @@
 """
 
 from orthoopt import hf, plans, rules
+from orthoopt.diagnostics import recording
 from orthoopt.dispatch import param_groups
 from orthoopt.explain import explain
 from orthoopt.named import (
@@ -24,6 +25,7 @@ from orthoopt.named import (
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.plan_files import load_plan
 from orthoopt.polar import orthogonalize
+from orthoopt.qk_clip import QKClip, max_logits
 from orthoopt.roles import roles
 
 __version__ = "0.1.0"
@@ -37,6 +39,7 @@ __all__ = [
     "Muon",
     "OrthoOpt",
     "PolarGrad",
+    "QKClip",
     "Root",
     "RowNorm",
     "Scion",
@@ -45,9 +48,11 @@ __all__ = [
     "explain",
     "hf",
     "load_plan",
+    "max_logits",
     "orthogonalize",
     "param_groups",
     "plans",
+    "recording",
     "roles",
     "rules",
 ]

@@ -11,6 +11,7 @@ _BENCHES = {
     "orthogonalize": "forms of the iteration and methods of orthogonalize by shape, timed in one process",
     "memory": "peak memory of a step beside its stated need, and state beside AdamW's on real models",
     "pretrain": "optimizers compared by training, each at its own best learning rate",
+    "state_dtype": "what momenta in bfloat16 and eight bits cost in accuracy",
     "dct": "cosine transforms by products and by Fourier transforms",
     "coefficients": "fitted Newton-Schulz coefficients against Muon's on real momenta",
 }

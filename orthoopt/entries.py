@@ -2,8 +2,8 @@
 
 An entry is a dict: ``rule``; the rule's options; ``scale`` (matrix rules); ``lr_multiplier`` (default 1), which lands
 in the group's ``lr`` so that every scheduler works; ``lr`` in place of the caller's; ``weight_decay``, absent where the
-caller's value holds; ``weight_decay_mode``; ``per_head`` (matrix rules): attention is seen head by head where its head
-counts are known.
+caller's value holds; ``weight_decay_mode``; the options of :mod:`orthoopt.step_options`; ``per_head`` (matrix rules):
+attention is seen head by head where its head counts are known.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from orthoopt.roles import ROLES
 from orthoopt.rules._options import check_nonnegative
 from orthoopt.scale import check_scale
 from orthoopt.spelling import near
+from orthoopt.step_options import DEFAULTS, check_options
 from orthoopt.weight_decay import check_mode
 
 Entry: TypeAlias = dict[str, Any]
 
-_SHELL_KEYS = ("rule", "scale", "lr_multiplier", "lr", "weight_decay", "weight_decay_mode", "per_head")
+_SHELL_KEYS = ("rule", "scale", "lr_multiplier", "lr", "weight_decay", "weight_decay_mode", "per_head", *DEFAULTS)
 
 
 def check_role(role: Any, where: str) -> None:
@@ -55,6 +56,7 @@ def check_entry(entry: Mapping[str, Any], where: str) -> Entry:
     if per_head and not rule.is_matrix:
         raise TypeError(f"{where}: 'per_head' is for matrix rules, the rule is {rule.name!r}")
     check_mode(entry.get("weight_decay_mode", "decoupled"), where)
+    check_options(entry, where)
     for key in ("lr", "lr_multiplier", "weight_decay"):
         if key in entry and not (key == "lr" and isinstance(entry[key], Tensor)):
             check_nonnegative(key, entry[key], where)
@@ -94,4 +96,6 @@ def group_options(entry: Mapping[str, Any], lr: Any, weight_decay: float) -> dic
     }
     if rule.is_matrix:
         shell["scale"] = entry.get("scale", rule.default_scale)
+    # What an entry leaves out is the optimizer's.
+    shell |= {name: entry[name] for name in DEFAULTS if name in entry}
     return {**shell, **own}

@@ -13,6 +13,7 @@ from orthoopt.nonfinite import check_policy
 from orthoopt.rules._options import check_nonnegative
 from orthoopt.scale import check_scale
 from orthoopt.sharing import check_share
+from orthoopt.step_options import DEFAULTS, check_dtype, check_options
 from orthoopt.views import parse_view
 from orthoopt.weight_decay import check_mode
 
@@ -30,6 +31,7 @@ OPTIMIZER_KEYS = (
     "maximize",
     "nonfinite",
     "share",
+    *DEFAULTS,
 )
 
 # What schedulers and frameworks write into groups; none of it means anything to a step.
@@ -84,11 +86,13 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
     check_mode(complete["weight_decay_mode"], where)
     check_policy(complete["nonfinite"], where)
     check_share(complete["share"], where)
+    check_options(complete, where)
     rule.validate(complete, where)
     view = parse_view(complete["view"])
     if rule.is_matrix and not view.is_matrix:
         raise ValueError(f"{where}: rule {rule.name!r} needs matrices, view={complete['view']!r} has none")
     for name, tensor in pairs:
+        check_dtype(complete, tensor, name, where)
         if view.is_matrix:
             _check_fits(view.spec, tensor, name, where)
         if "padding_row" in complete:

@@ -6,13 +6,14 @@ Nothing of transformers is imported here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
 from orthoopt.dispatch import Overrides, param_groups
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.plan_files import AnyPlan
+from orthoopt.step_options import StepOptions
 
 __all__ = ["OptimizerFactory"]
 
@@ -38,6 +39,7 @@ class OptimizerFactory:
         weight_decay_mode: str = "decoupled",
         maximize: bool = False,
         nonfinite: str = "skip",
+        **step_options: Unpack[StepOptions],
     ) -> OrthoOpt:
         """Return an `OrthoOpt` over `model`'s trainable parameters.
 
@@ -53,5 +55,11 @@ class OptimizerFactory:
             options = {"weight_decay_mode": weight_decay_mode, **(options or {})}
         groups = param_groups(model, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
         return OrthoOpt(
-            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+            groups,
+            lr,
+            weight_decay,
+            weight_decay_mode=weight_decay_mode,
+            maximize=maximize,
+            nonfinite=nonfinite,
+            **step_options,
         )

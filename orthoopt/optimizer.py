@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from orthoopt import buckets, checkpoint, compiled, matrix_state, rules
+from orthoopt import buckets, checkpoint, compiled, matrix_state, rules, staging
 from orthoopt._work import Work, collect
+from orthoopt.autocast import without_autocast
 from orthoopt.capture import check_capture
+from orthoopt.diagnostics import Recorder, state_bytes
 from orthoopt.elementwise import apply_elementwise, measured
 from orthoopt.groups import complete_group
+from orthoopt.guard import Guard, LargeUpdate, must_hold_back
 from orthoopt.kernels import STILL, Moving
 from orthoopt.nonfinite import (
     check_policy,
@@ -31,8 +34,10 @@ from orthoopt.nonfinite import (
 from orthoopt.prepared import Matrices
 from orthoopt.rules import Rule, Tensors
 from orthoopt.sharing import check_share, is_one_of_many, new_engine
+from orthoopt.spelling import near
+from orthoopt.step_options import DEFAULTS, StepOptions, check_options
 from orthoopt.views import View, parse_view
-from orthoopt.weight_decay import decay_of
+from orthoopt.weight_decay import Decay, decay_of
 
 if TYPE_CHECKING:
     from orthoopt.distributed.engine import Engine
@@ -60,9 +65,11 @@ class OrthoOpt(Optimizer):
         share: whether ranks of DistributedDataParallel compute each matrix once and send the updates. ``"auto"``: where
             it is certain that they have the same gradients, see docs/distributed.md. ``"off"``: every rank computes
             everything. Shards of FSDP2 and tensor parallelism are gathered either way.
+        step_options: ``state_dtype``, ``rounding``, ``max_update_rms`` and ``large_update``, see
+            :mod:`orthoopt.step_options`; a group's own win.
 
     Raises:
-        TypeError: an unknown key in a group.
+        TypeError: an unknown key in a group, or an unknown option.
         ValueError: a missing or unknown rule, or a bad value, naming the group and the options.
     """
 
@@ -76,14 +83,26 @@ class OrthoOpt(Optimizer):
         maximize: bool = False,
         nonfinite: str = "skip",
         share: str = "auto",
+        **step_options: Unpack[StepOptions],
     ) -> None:
         check_policy(nonfinite)
         check_share(share)
+        for name in step_options:
+            if name not in DEFAULTS:
+                known = ("lr", "weight_decay", "weight_decay_mode", "maximize", "nonfinite", "share", *DEFAULTS)
+                raise TypeError(
+                    f"{type(self).__name__} has no option {name!r}{near(name, known)} Options of every optimizer: "
+                    f"{', '.join(known)}"
+                )
+        check_options(step_options)
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode, "maximize": maximize,
-            "nonfinite": nonfinite, "share": share,
+            "nonfinite": nonfinite, "share": share, **DEFAULTS, **step_options,
         }  # fmt: skip
         self._skipped: int | Tensor = 0
+        self._steps, self._guard = 0, Guard()
+        self._recorder: Recorder | None = None
+        self._last: Recorder | None = None
         self._matrices, self._number = Matrices(), compiled.enlist(self)
         self._engine: Engine | None = None
         super().__init__(params, defaults)  # type: ignore[arg-type]  # torch wants dict where a Mapping will do
@@ -100,6 +119,8 @@ class OrthoOpt(Optimizer):
         super().__setstate__(state)
         self._skipped = 0 if "_skipped" not in self.__dict__ else self._skipped
         self._matrices, self._engine = Matrices(), None
+        if "_guard" not in self.__dict__:
+            self._steps, self._guard, self._recorder, self._last = 0, Guard(), None, None
         self._number = compiled.enlist(self) if "_number" not in self.__dict__ else self._number
         self._list_params()
         for group in self.param_groups:
@@ -107,6 +128,8 @@ class OrthoOpt(Optimizer):
             group.setdefault("nonfinite", "skip")
             group.setdefault("share", "auto")
             group.setdefault("weight_decay_mode", "decoupled")
+            for option, value in DEFAULTS.items():
+                group.setdefault(option, value)
             for name, default in rules.get(group["rule"]).defaults.items():
                 group.setdefault(name, default)
             for param in group["params"]:
@@ -127,6 +150,24 @@ class OrthoOpt(Optimizer):
     def skipped_steps(self) -> int:
         """How many steps a non-finite gradient has made empty since this object was made; waits for the device."""
         return int(self._skipped)
+
+    @property
+    def large_updates(self) -> list[LargeUpdate]:
+        """What ``max_update_rms`` has kept from parameters since this object was made; waits for the device."""
+        return self._guard.report()
+
+    def diagnostics(self) -> dict[str, float]:
+        """Figures for a logger: state and skipped steps, and of the last step within ``orthoopt.recording`` more.
+
+        Keys and what they mean stand in :mod:`orthoopt.diagnostics`. Waits for the device.
+        """
+        seen = self._recorder or self._last
+        return {
+            **({} if seen is None else seen.figures()),
+            **state_bytes(self.param_groups, self.state),
+            "skipped_steps": float(self.skipped_steps),
+            "large_updates": float(sum(update.times for update in self.large_updates)),
+        }
 
     def stated_need(self) -> int | None:
         """Bytes that the largest bucket of the last step needs beside parameters, gradients and state.
@@ -178,6 +219,7 @@ class OrthoOpt(Optimizer):
         return loss
 
     @torch.no_grad()
+    @without_autocast
     def step_with(self, grads: Mapping[Tensor, Tensor]) -> None:
         """One optimization step with these gradients, whatever the parameters' ``grad`` is.
 
@@ -196,6 +238,46 @@ class OrthoOpt(Optimizer):
         gates = self._admit(work, team)
         if gates is None:
             return
+        self._steps += 1
+        plain, staged = staging.split(work, self.state, self._recorder is not None)
+        if staged:
+            held = self._take_in_halves(staged, gates, must_hold_back(self.param_groups), team)
+        if plain:
+            self._take(plain, gates, self._matrices, team.over(plain) if team is not None and staged else team)
+        if staged:
+            staging.commit(held, self.state, gates, self._terms)
+
+    def _take_in_halves(
+        self, staged: Sequence[Work], gates: Mapping[torch.device, Tensor], hold_back: bool, team: Step | None
+    ) -> list[staging.Entry]:
+        """Steps whose outcome is looked at before it is written; returns what is held back, to be written last."""
+        looking, held = self._recorder is not None, []
+        if self._recorder is not None:
+            self._recorder.begin()
+
+        def take(parts: Sequence[Work]) -> None:
+            # Their parameters are temporary: nothing about them is worth keeping.
+            self._take(parts, gates, Matrices(), None if team is None else team.over(parts, new_engine()))
+
+        for portion in staging.portions(staged):
+            entries = staging.compute(portion, self.state, gates, looking, take)
+            self._guard.judge(entries, self._steps)
+            if self._recorder is not None:
+                self._recorder.see(entries)
+            if hold_back:
+                held += entries
+            else:
+                staging.commit(entries, self.state, gates, self._terms)
+        return held
+
+    def _terms(self, part: Work, gate: Tensor | None) -> tuple[float | Tensor, Decay]:
+        lr = _learning_rate(part.group["lr"], part.params[0].device, gate)
+        return lr, decay_of(part.group, lr)
+
+    def _take(
+        self, work: Sequence[Work], gates: Mapping[torch.device, Tensor], matrices: Matrices, team: Step | None
+    ) -> None:
+        """Move state, and parameters by their updates."""
         if team is not None:
             work = self._send(team, work, gates)
         items: list[buckets.Item] = []
@@ -203,12 +285,12 @@ class OrthoOpt(Optimizer):
         for part in work:
             gate = gates.get(part.params[0].device)
             if part.rule.is_matrix:
-                ready, apart = self._matrices_of(part, gate)
+                ready, apart = self._matrices_of(part, gate, matrices)
                 items += ready
                 copies += apart
             else:
                 self._update_elementwise(part, gate)
-        self._matrices.apply(items)
+        matrices.apply(items)
         for param, written in copies:
             param.copy_(written)
         if team is not None:
@@ -290,14 +372,16 @@ class OrthoOpt(Optimizer):
             if master is not param:
                 param.copy_(master)
 
-    def _matrices_of(self, part: Work, gate: Tensor | None) -> tuple[list[buckets.Item], list[tuple[Tensor, Tensor]]]:
+    def _matrices_of(
+        self, part: Work, gate: Tensor | None, matrices: Matrices
+    ) -> tuple[list[buckets.Item], list[tuple[Tensor, Tensor]]]:
         """The matrices of a group's parameters, with what is to become of them; see :meth:`Matrices.of`."""
         moving, sources = self._signals_of(part, gate)
         terms = self._terms_of(part, moving, gate)
         if part.states is not None:
             states = dict(zip(part.params, part.states, strict=True))
-            return self._matrices.of(part, sources, terms, states, states.__getitem__)
-        return self._matrices.of(
+            return matrices.of(part, sources, terms, states, states.__getitem__)
+        return matrices.of(
             part, sources, terms, self.state, lambda param: self._state_of(param, part.rule, part.view, part.options)
         )
 

@@ -10,6 +10,7 @@ from orthoopt import rules
 from orthoopt.entries import Entry, check_entry, check_role
 from orthoopt.roles import ROLES
 from orthoopt.spelling import near
+from orthoopt.step_options import DEFAULTS
 
 Plan: TypeAlias = dict[str, Entry]
 
@@ -186,7 +187,7 @@ def with_options(
 ) -> Plan:
     """The plan with each option given to every entry whose rule has it.
 
-    ``scale`` goes to matrix rules, ``weight_decay_mode`` to all.
+    ``scale`` goes to matrix rules, ``weight_decay_mode`` and the options of any step to all.
 
     Args:
         plan: role -> entry.
@@ -201,7 +202,7 @@ def with_options(
     taken: set[str] = set()
     for role, entry in changed.items():
         rule = rules.get(entry["rule"])
-        known = {*rule.defaults, "weight_decay_mode"} | ({"scale"} if rule.is_matrix else set())
+        known = {*rule.defaults, "weight_decay_mode", *DEFAULTS} | ({"scale"} if rule.is_matrix else set())
         mine = {name: value for name, value in options.items() if name in known}
         taken |= mine.keys()
         mine |= {} if own is None else own.get(role, {})
@@ -209,6 +210,6 @@ def with_options(
     for name in options:
         if name not in taken:
             known = {o for entry in plan.values() for o in rules.get(entry["rule"]).defaults}
-            known |= {"scale", "weight_decay_mode"}
+            known |= {"scale", "weight_decay_mode", *DEFAULTS}
             raise TypeError(f"no rule of {of} has an option {name!r}{near(name, known)} Options: {sorted(known)}")
     return changed

@@ -84,7 +84,7 @@ def test_bare_parameters_train(constructor: Any) -> None:
 
 def test_muon_has_torchs_arguments_in_torchs_order_and_defaults() -> None:
     torchs = list(inspect.signature(torch.optim.Muon.__init__).parameters.values())[1:]
-    ours = [p for p in inspect.signature(Muon.__init__).parameters.values() if p.kind is not p.KEYWORD_ONLY][1:]
+    ours = [p for p in inspect.signature(Muon.__init__).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
     assert [p.name for p in ours] == [p.name for p in torchs]
     # Coefficients are named here; everything else has torch's default.
     for mine, theirs in itertools.islice(zip(ours, torchs, strict=True), 1, None):

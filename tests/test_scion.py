@@ -376,7 +376,12 @@ def test_bare_parameters_train(constrained: bool) -> None:
 
 def test_the_arguments_are_the_papers() -> None:
     parameters = list(inspect.signature(Scion.__init__).parameters.values())[1:]
-    assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == ["params", "lr", "momentum", "constrained"]
+    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == [
+        "params",
+        "lr",
+        "momentum",
+        "constrained",
+    ]
     assert "weight_decay" in inspect.signature(Scion.__init__).parameters  # only to refuse it by name
 
 

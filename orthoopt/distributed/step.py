@@ -60,6 +60,7 @@ class Step:
         self._carried: list[Carried] = []
         self._waves: list[Wave] = []
         self._first: WaveStep | None = None
+        self._is_parted = False
         for here, there in zip(self._here, self._there, strict=True):
             self._divide(here, there)
 
@@ -115,8 +116,21 @@ class Step:
             codes[key] = code_of("\n".join(lot.text() for lot in lots)), [lot.layouts for lot in lots]
         return codes[key][0]
 
+    def over(self, work: Sequence[Work], engine: Engine | None = None) -> Step:
+        """This step, which ranks have agreed on, of some of its work alone.
+
+        Args:
+            work: parts of what there is to do; parameters may be others of the same layouts.
+            engine: what remembers how it is done; None for the optimizer's.
+        """
+        step = Step(engine or self._engine, self._team, work)
+        if self._is_parted:
+            step._part(for_good=False)
+        return step
+
     def _part(self, for_good: bool) -> None:
         """Let every rank go on alone, as all have read that they differ."""
+        self._is_parted = True
         if for_good:
             self._team.part()
         for here, there in zip(self._here, self._there, strict=True):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from orthoopt.dispatch import Overrides, Params
 from orthoopt.named._groups import groups_from
 from orthoopt.optimizer import OrthoOpt
+from orthoopt.step_options import StepOptions
 
 
 class DCTAdamW(OrthoOpt):
@@ -34,6 +35,7 @@ class DCTAdamW(OrthoOpt):
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
         nonfinite: ``"skip"``, ``"raise"`` or ``"ignore"``, see :class:`OrthoOpt`.
+        step_options: ``state_dtype``, ``rounding``, ``max_update_rms``, ``large_update``, see :class:`OrthoOpt`.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class DCTAdamW(OrthoOpt):
         overrides: Overrides = (),
         maximize: bool = False,
         nonfinite: str = "skip",
+        **step_options: Unpack[StepOptions],
     ) -> None:
         options = {
             "betas": betas, "eps": eps, "rank": rank, "update_interval": update_interval, "selection": selection,
@@ -64,5 +67,11 @@ class DCTAdamW(OrthoOpt):
         }  # fmt: skip
         groups = groups_from(params, "dct_adamw", lr, weight_decay, overrides, options)
         super().__init__(
-            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+            groups,
+            lr,
+            weight_decay,
+            weight_decay_mode=weight_decay_mode,
+            maximize=maximize,
+            nonfinite=nonfinite,
+            **step_options,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from orthoopt.dispatch import Overrides, Params
 from orthoopt.named._groups import Coefficients, groups_from
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.scale import DEFAULT_SCALE
+from orthoopt.step_options import StepOptions
 
 _TORCH_EPS = 1e-7
 
@@ -38,6 +39,7 @@ class Muon(OrthoOpt):
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
         nonfinite: ``"skip"``, ``"raise"`` or ``"ignore"``, see :class:`OrthoOpt`.
+        step_options: ``state_dtype``, ``rounding``, ``max_update_rms``, ``large_update``, see :class:`OrthoOpt`.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Muon(OrthoOpt):
         overrides: Overrides = (),
         maximize: bool = False,
         nonfinite: str = "skip",
+        **step_options: Unpack[StepOptions],
     ) -> None:
         if eps != _TORCH_EPS:
             warnings.warn(f"eps={eps!r} has no effect: the norm is exact at every scale", stacklevel=2)
@@ -75,5 +78,11 @@ class Muon(OrthoOpt):
         }  # fmt: skip
         groups = groups_from(params, "muon", lr, weight_decay, overrides, options)
         super().__init__(
-            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+            groups,
+            lr,
+            weight_decay,
+            weight_decay_mode=weight_decay_mode,
+            maximize=maximize,
+            nonfinite=nonfinite,
+            **step_options,
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from orthoopt.dispatch import Overrides, Params
 from orthoopt.named._groups import Coefficients, groups_from, in_own_units
 from orthoopt.optimizer import OrthoOpt
+from orthoopt.step_options import StepOptions
 
 
 class PolarGrad(OrthoOpt):
@@ -42,6 +43,7 @@ class PolarGrad(OrthoOpt):
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
         nonfinite: ``"skip"``, ``"raise"`` or ``"ignore"``, see :class:`OrthoOpt`.
+        step_options: ``state_dtype``, ``rounding``, ``max_update_rms``, ``large_update``, see :class:`OrthoOpt`.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class PolarGrad(OrthoOpt):
         overrides: Overrides = (),
         maximize: bool = False,
         nonfinite: str = "skip",
+        **step_options: Unpack[StepOptions],
     ) -> None:
         options = {
             "momentum": momentum, "order": order,
@@ -74,5 +77,11 @@ class PolarGrad(OrthoOpt):
         plan = in_own_units("polargrad", adam_lr, matrix_weight_decay)
         groups = groups_from(params, plan, lr, weight_decay, overrides, options)
         super().__init__(
-            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+            groups,
+            lr,
+            weight_decay,
+            weight_decay_mode=weight_decay_mode,
+            maximize=maximize,
+            nonfinite=nonfinite,
+            **step_options,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from orthoopt.dispatch import Overrides, Params
 from orthoopt.named._groups import Coefficients, groups_from
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.scale import DEFAULT_SCALE
+from orthoopt.step_options import StepOptions
 
 
 class Root(OrthoOpt):
@@ -37,6 +38,7 @@ class Root(OrthoOpt):
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
         nonfinite: ``"skip"``, ``"raise"`` or ``"ignore"``, see :class:`OrthoOpt`.
+        step_options: ``state_dtype``, ``rounding``, ``max_update_rms``, ``large_update``, see :class:`OrthoOpt`.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Root(OrthoOpt):
         overrides: Overrides = (),
         maximize: bool = False,
         nonfinite: str = "skip",
+        **step_options: Unpack[StepOptions],
     ) -> None:
         options = {
             "momentum": momentum, "nesterov": nesterov, "momentum_form": momentum_form, "threshold": threshold,
@@ -70,5 +73,11 @@ class Root(OrthoOpt):
         }  # fmt: skip
         groups = groups_from(params, "root", lr, weight_decay, overrides, options)
         super().__init__(
-            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+            groups,
+            lr,
+            weight_decay,
+            weight_decay_mode=weight_decay_mode,
+            maximize=maximize,
+            nonfinite=nonfinite,
+            **step_options,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from orthoopt.dispatch import Overrides, Params
 from orthoopt.named._groups import groups_from
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.scale import DEFAULT_SCALE
+from orthoopt.step_options import StepOptions
 
 
 class RowNorm(OrthoOpt):
@@ -31,6 +32,7 @@ class RowNorm(OrthoOpt):
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
         nonfinite: ``"skip"``, ``"raise"`` or ``"ignore"``, see :class:`OrthoOpt`.
+        step_options: ``state_dtype``, ``rounding``, ``max_update_rms``, ``large_update``, see :class:`OrthoOpt`.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class RowNorm(OrthoOpt):
         overrides: Overrides = (),
         maximize: bool = False,
         nonfinite: str = "skip",
+        **step_options: Unpack[StepOptions],
     ) -> None:
         options = {
             "momentum": momentum, "nesterov": nesterov, "axis": axis, "eps_mode": eps_mode, "scale": scale,
@@ -58,5 +61,11 @@ class RowNorm(OrthoOpt):
         }  # fmt: skip
         groups = groups_from(params, "row_norm", lr, weight_decay, overrides, options)
         super().__init__(
-            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+            groups,
+            lr,
+            weight_decay,
+            weight_decay_mode=weight_decay_mode,
+            maximize=maximize,
+            nonfinite=nonfinite,
+            **step_options,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from orthoopt import plans
 from orthoopt.dispatch import Overrides, Params
 from orthoopt.named._groups import Coefficients, groups_from
 from orthoopt.optimizer import OrthoOpt
+from orthoopt.step_options import StepOptions
 
 OUTPUT_ROLES = ("lm_head", "tied_embedding")
 
@@ -67,6 +68,7 @@ class Scion(OrthoOpt):
         overrides: Overrides = (),
         maximize: bool = False,
         nonfinite: str = "skip",
+        **step_options: Unpack[StepOptions],
     ) -> None:
         if weight_decay is not None:
             raise ValueError(_NO_DECAY.format(weight_decay))
@@ -83,7 +85,7 @@ class Scion(OrthoOpt):
             "ns_dtype": ns_dtype,
         }  # fmt: skip
         groups = groups_from(params, plan, lr, decay, overrides, options)
-        super().__init__(groups, lr, decay, maximize=maximize, nonfinite=nonfinite)
+        super().__init__(groups, lr, decay, maximize=maximize, nonfinite=nonfinite, **step_options)
 
 
 def _plan(

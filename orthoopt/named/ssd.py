@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from orthoopt.dispatch import Overrides, Params
 from orthoopt.named._groups import Coefficients, groups_from, in_own_units
 from orthoopt.optimizer import OrthoOpt
+from orthoopt.step_options import StepOptions
 
 
 class SSD(OrthoOpt):
@@ -38,6 +39,7 @@ class SSD(OrthoOpt):
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
         nonfinite: ``"skip"``, ``"raise"`` or ``"ignore"``, see :class:`OrthoOpt`.
+        step_options: ``state_dtype``, ``rounding``, ``max_update_rms``, ``large_update``, see :class:`OrthoOpt`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class SSD(OrthoOpt):
         overrides: Overrides = (),
         maximize: bool = False,
         nonfinite: str = "skip",
+        **step_options: Unpack[StepOptions],
     ) -> None:
         options = {
             "method": method, "ns_steps": ns_steps, "ns_coefficients": ns_coefficients, "ns_dtype": ns_dtype,
@@ -67,5 +70,11 @@ class SSD(OrthoOpt):
         plan = in_own_units("ssd", adam_lr, matrix_weight_decay)
         groups = groups_from(params, plan, lr, weight_decay, overrides, options)
         super().__init__(
-            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+            groups,
+            lr,
+            weight_decay,
+            weight_decay_mode=weight_decay_mode,
+            maximize=maximize,
+            nonfinite=nonfinite,
+            **step_options,
         )

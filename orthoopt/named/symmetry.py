@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from orthoopt.named._groups import Coefficients, groups_from
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.plan_files import AnyPlan, PlanFile, is_file
 from orthoopt.spelling import near
+from orthoopt.step_options import StepOptions
 
 _PLANS = ("symmetry", "symmetry_hybrid", "symmetry_paper", "symmetry_paper_hybrid")
 
@@ -45,6 +46,7 @@ class Symmetry(OrthoOpt):
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
         nonfinite: ``"skip"``, ``"raise"`` or ``"ignore"``, see :class:`OrthoOpt`.
+        step_options: ``state_dtype``, ``rounding``, ``max_update_rms``, ``large_update``, see :class:`OrthoOpt`.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Symmetry(OrthoOpt):
         overrides: Overrides = (),
         maximize: bool = False,
         nonfinite: str = "skip",
+        **step_options: Unpack[StepOptions],
     ) -> None:
         if not (is_file(plan) or isinstance(plan, PlanFile) or plan in _PLANS):
             known, hint = ", ".join(map(repr, _PLANS)), near(plan, _PLANS).removesuffix(".")
@@ -77,4 +80,6 @@ class Symmetry(OrthoOpt):
         given = {name: value for name, value in options.items() if value is not None}
         groups = groups_from(params, plan, lr, weight_decay, overrides, given)
         mode = weight_decay_mode or "decoupled"
-        super().__init__(groups, lr, weight_decay, weight_decay_mode=mode, maximize=maximize, nonfinite=nonfinite)
+        super().__init__(
+            groups, lr, weight_decay, weight_decay_mode=mode, maximize=maximize, nonfinite=nonfinite, **step_options
+        )

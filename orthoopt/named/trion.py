@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from orthoopt.dispatch import Overrides, Params
 from orthoopt.named._groups import Coefficients, groups_from
 from orthoopt.optimizer import OrthoOpt
 from orthoopt.scale import DEFAULT_SCALE
+from orthoopt.step_options import StepOptions
 
 
 class Trion(OrthoOpt):
@@ -36,6 +37,7 @@ class Trion(OrthoOpt):
         overrides: (pattern, entry) pairs, see :func:`orthoopt.param_groups`.
         maximize: ascend.
         nonfinite: ``"skip"``, ``"raise"`` or ``"ignore"``, see :class:`OrthoOpt`.
+        step_options: ``state_dtype``, ``rounding``, ``max_update_rms``, ``large_update``, see :class:`OrthoOpt`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Trion(OrthoOpt):
         overrides: Overrides = (),
         maximize: bool = False,
         nonfinite: str = "skip",
+        **step_options: Unpack[StepOptions],
     ) -> None:
         options = {
             "momentum": momentum, "rank": rank, "selection": selection, "basis": basis, "side": side,
@@ -68,5 +71,11 @@ class Trion(OrthoOpt):
         }  # fmt: skip
         groups = groups_from(params, "trion", lr, weight_decay, overrides, options)
         super().__init__(
-            groups, lr, weight_decay, weight_decay_mode=weight_decay_mode, maximize=maximize, nonfinite=nonfinite
+            groups,
+            lr,
+            weight_decay,
+            weight_decay_mode=weight_decay_mode,
+            maximize=maximize,
+            nonfinite=nonfinite,
+            **step_options,
         )
