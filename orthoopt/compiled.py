@@ -78,7 +78,7 @@ def traced_step(optimizer: OrthoOpt, number: int) -> None:
 
 def _part(tensor: Tensor) -> Tensor:
     """What an operation can take of a distributed tensor."""
-    return tensor.to_local() if hasattr(tensor, "placements") else tensor
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _laid_out_alike(grad: Any, param: Any) -> Tensor:

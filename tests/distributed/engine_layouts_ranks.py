@@ -46,7 +46,7 @@ class Wire(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # DTensor then calls what it is made of, and that is seen
         space, name = func._schema.name.split("::")
-        if space in ("c10d", "_c10d_functional") and not name.startswith("wait"):
+        if space in ("c10d", "_c10d_functional") and not name.startswith(("wait", "_wrap")):
             self.calls[name] += 1
             self.bytes[name] += self._sent(name, args)
         return func(*args, **(kwargs or {}))
