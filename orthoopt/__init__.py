@@ -25,6 +25,7 @@ from orthoopt.optimizer import OrthoOpt
 from orthoopt.plan_files import load_plan
 from orthoopt.polar import orthogonalize
 from orthoopt.roles import roles
+from orthoopt.torch_state import load_torch_state, to_torch_state
 
 __version__ = "0.1.0"
 
@@ -45,9 +46,11 @@ __all__ = [
     "explain",
     "hf",
     "load_plan",
+    "load_torch_state",
     "orthogonalize",
     "param_groups",
     "plans",
     "roles",
     "rules",
+    "to_torch_state",
 ]

@@ -89,9 +89,7 @@ def whole(value: Any) -> Any:
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """Whole copies, by their names without wrappers."""
-    return {
-        name.removeprefix("module."): whole(param.detach()).clone() for name, param in model.named_parameters()
-    }
+    return {name.removeprefix("module."): whole(param.detach()).clone() for name, param in model.named_parameters()}
 
 
 def state_of(model: nn.Module, optimizer: OrthoOpt) -> dict[str, Tensor]:
@@ -106,6 +104,16 @@ def state_of(model: nn.Module, optimizer: OrthoOpt) -> dict[str, Tensor]:
 def contents(model: nn.Module, optimizer: OrthoOpt, **options: Any) -> dict[str, Any]:
     weights, state = get_state_dict(model, optimizer, options=StateDictOptions(**options))
     return {"model": weights, "optimizer": state}
+
+
+def set_contents(model: nn.Module, optimizer: OrthoOpt, found: dict[str, Any], **options: Any) -> None:
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=found["model"],
+        optim_state_dict=found["optimizer"],
+        options=StateDictOptions(**options),
+    )
 
 
 def save(folder: str, plans: list[str], kind: str, how: list[dict[str, Any]]) -> dict[str, Any]:
@@ -136,13 +144,7 @@ def resume(folder: str, plans: list[str], kind: str, how: list[dict[str, Any]]) 
             optimizer = OrthoOpt(orthoopt.param_groups(model, plan, lr=0.5, weight_decay=0.3))
             found = contents(model, optimizer, **options)
             dcp.load(found, checkpoint_id=Path(folder, f"{plan}-{number}"))
-            set_state_dict(
-                model,
-                optimizer,
-                model_state_dict=found["model"],
-                optim_state_dict=found["optimizer"],
-                options=StateDictOptions(**options),
-            )
+            set_contents(model, optimizer, found, **options)
             middle = state_of(model, optimizer)
             train(model, optimizer, BEFORE, BEFORE + AFTER)
             results[f"{plan}-{number}"] = middle, parameters_of(model), state_of(model, optimizer)
