@@ -227,7 +227,7 @@ def _group(**values: Any) -> Callable[[dict[str, Any]], None]:
         (_with(_group(maximize=True)), "maximize=False here, True in the torch optimizer of a"),
         (_with(lambda state: state["param_groups"][0].pop("param_names") and None), "give names="),
         (_with(lambda state: None, ["a", "b"]), "2 names for 3 parameters"),
-        (_with(lambda state: state["state"][1].pop("exp_avg_sq") and None), "'exp_avg_sq' of b has None"),
+        (_with(lambda state: state["state"][1].update(exp_avg_sq=None)), "'exp_avg_sq' of b has None"),
         (_with(lambda state: {"state": {}, "param_groups": [{"params": [0, 1, 2], "lr": 1.0}]}, ["a", "b", "c"]), None),
         (lambda params: (ours(params), torch.optim.SGD(params.values(), lr=0.1), None), None),
     ],
