@@ -69,13 +69,17 @@ def load(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Loader) -
     finally:
         handle.remove()
     for group, saved_group in zip(optimizer.param_groups, matched["param_groups"], strict=True):
-        # torch leaves a step where it was saved: right for a number, not for one that lies with its matrices.
-        own_step = () if rules.get(group["rule"]).is_matrix else ("step",)
+        is_matrix = rules.get(group["rule"]).is_matrix
         for param, index in zip(group["params"], saved_group["params"], strict=True):
             saved = matched["state"].get(index, {})
             layouts = layouts_of(group, param) if saved else {}
             for key, value in saved.items():
-                if isinstance(value, Tensor) and key not in own_step:
+                if not isinstance(value, Tensor):
+                    continue
+                if key == "step" and not is_matrix:
+                    # Where torch leaves it, if not the very tensor, which two optimizers would then count with.
+                    optimizer.state[param][key] = optimizer.state[param][key].detach().clone()
+                else:
                     optimizer.state[param][key] = placed(value, param, layouts.get(key))
 
 
