@@ -23,6 +23,8 @@ class Work(NamedTuple):
     names: list[str]
     params: list[Tensor]
     grads: list[Tensor]
+    states: list[dict[str, Any]] | None = None
+    """Of parts of distributed parameters, this rank's parts of their state; None: the optimizer has it."""
 
 
 def collect(group: dict[str, Any], grads: Mapping[Tensor, Tensor]) -> Iterable[Work]:
@@ -55,22 +57,23 @@ def collect(group: dict[str, Any], grads: Mapping[Tensor, Tensor]) -> Iterable[W
 
 def _check_gradient(name: str, param: Tensor, grad: Tensor, rule: Rule) -> None:
     complex_ = grad.dtype.is_complex or param.dtype.is_complex
-    whole = not rule.is_matrix or (param.ndim >= 2 and type(param) is torch.nn.Parameter)
+    whole = type(param) is torch.nn.Parameter and (not rule.is_matrix or param.ndim >= 2)
     if whole and type(grad) is Tensor and grad.layout is torch.strided and not complex_:
         return  # as nearly always
     if grad.is_sparse or grad.layout is not torch.strided:
         raise RuntimeError(f"orthoopt does not support sparse gradients; {name} has layout {grad.layout}")
     if complex_:
         raise RuntimeError(f"orthoopt does not support complex parameters; {name} is {param.dtype}")
+    if getattr(param, "_is_flat_param", False):
+        raise RuntimeError(
+            f"{name} is a FlatParameter, many parameters in one: of FSDP1 orthoopt cannot know which is which. Shard the "
+            "model with FSDP2 (torch.distributed.fsdp.fully_shard), or use DistributedDataParallel"
+        )
     if not rule.is_matrix:
         return
     if param.ndim < 2:
         raise RuntimeError(
             f"{name} has shape {tuple(param.shape)} but its rule {rule.name!r} needs whole matrices: it was flattened "
-            "or sliced after the groups were made (FSDP1 and ZeRO do this)"
-        )
-    if any(not placement.is_replicate() for placement in getattr(param, "placements", ())):
-        raise RuntimeError(
-            f"{name} is sharded ({getattr(param, 'placements', None)}) and its rule {rule.name!r} needs the whole "
-            "matrix; a shard is never updated as if it were the matrix"
+            "or sliced after the groups were made, as FSDP1 and ZeRO do. Shard the model with FSDP2 "
+            "(torch.distributed.fsdp.fully_shard), which keeps parameters as they are, or use DistributedDataParallel"
         )

@@ -213,6 +213,11 @@ def _portions(bucket: list[Item]) -> Iterator[list[Item]]:
 
 def apply_chunk(chunk: list[Item]) -> None:
     """One call of a rule: its matrices' momenta, the update and what becomes of it."""
+    subtract(chunk, updates_of(chunk))
+
+
+def updates_of(chunk: list[Item]) -> list[Tensor]:
+    """The updates of one bucket, shaped as the targets; momenta and state move, targets do not."""
     first = chunk[0]
     counts = [item.batch for item in chunk]
     stacked = _signals(chunk)
@@ -222,8 +227,11 @@ def apply_chunk(chunk: list[Item]) -> None:
     for key, value in moved.items():
         if value is not state[key]:
             _write_state([item.state[key] for item in chunk], value.split(counts), first.terms.gate)
-    parts = zip(updates.split(counts), chunk, strict=True)
-    _subtract(chunk, [_as_target(part, item) for part, item in parts])
+    parts = [_as_target(part, item) for part, item in zip(updates.split(counts), chunk, strict=True)]
+    for item, part in zip(chunk, parts, strict=True):
+        if item.padding_row is not None:
+            part[..., item.padding_row, :] = 0
+    return parts
 
 
 def _signals(chunk: list[Item]) -> Tensor:
@@ -273,12 +281,10 @@ def _gradient(item: Item) -> Tensor:
     return source if item.terms.moving.from_grad == 1 else source * item.terms.moving.from_grad
 
 
-def _subtract(chunk: list[Item], updates: list[Tensor]) -> None:
-    """Let the parameters have their updates, shaped as they are."""
+def subtract(chunk: Sequence[Item], updates: Sequence[Tensor]) -> None:
+    """Let the targets have their updates, shaped as they are."""
     pairs = list(zip(chunk, updates, strict=True))
     for item, update in pairs:
-        if item.padding_row is not None:
-            update[..., item.padding_row, :] = 0
         if item.terms.decay.is_cautious:
             _subtract_cautiously(item, update)
     plain = [pair for pair in pairs if not pair[0].terms.decay.is_cautious]

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from orthoopt import rules
 from orthoopt.matching import match_groups
 from orthoopt.matrix_state import expected_state, new_state
-from orthoopt.nonfinite import is_bad_on_any_rank, local_part
+from orthoopt.nonfinite import local_part
 from orthoopt.views import parse_view
 
 Loader = Callable[[dict[str, Any]], None]
@@ -47,7 +47,7 @@ def only_creates_state(groups: list[dict[str, Any]], grads: Mapping[Tensor, Tens
         if (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0:
             return False
     moved = any(bool(local_part(grad).any()) for grad in grads.values() if grad.layout is torch.strided)
-    return bool(grads) and not is_bad_on_any_rank(moved, list(grads.values()))
+    return bool(grads) and not _anywhere(moved, list(grads))
 
 
 def load(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Loader) -> None:
@@ -133,6 +133,17 @@ def placed(value: Tensor, param: Tensor, like: Tensor | None) -> Tensor:
 def is_distributed(tensor: Tensor) -> bool:
     """Whether the tensor is a DTensor; imports nothing to find out."""
     return type(tensor) is not Tensor and hasattr(tensor, "placements")
+
+
+def _anywhere(moved: bool, params: list[Tensor]) -> bool:
+    """Whether it is so on any rank that has shards of these parameters; replicas have the same gradients."""
+    if not any(map(is_distributed, params)):
+        return moved
+    from orthoopt.distributed.agreement import code_of
+    from orthoopt.distributed.teams import Team
+
+    agreement = Team(params).agreement
+    return moved if agreement is None else agreement.reach(code_of("create state"), moved, None).bad
 
 
 def _check_ours(saved_groups: Iterable[Mapping[str, Any]]) -> None:

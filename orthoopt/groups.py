@@ -13,6 +13,7 @@ from orthoopt.checkpoint import STATE_FORMAT, check_format
 from orthoopt.nonfinite import check_policy
 from orthoopt.rules._options import check_nonnegative
 from orthoopt.scale import check_scale
+from orthoopt.sharing import check_share
 from orthoopt.views import parse_view
 from orthoopt.weight_decay import check_mode
 
@@ -30,6 +31,7 @@ OPTIMIZER_KEYS = (
     "maximize",
     "nonfinite",
     "state_format",
+    "share",
 )
 
 # What schedulers and frameworks write into groups; none of it means anything to a step.
@@ -85,6 +87,7 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
     _check_numbers(complete, where)
     check_mode(complete["weight_decay_mode"], where)
     check_policy(complete["nonfinite"], where)
+    check_share(complete["share"], where)
     rule.validate(complete, where)
     view = parse_view(complete["view"])
     if rule.is_matrix and not view.is_matrix:

@@ -28,6 +28,10 @@ def new_state(rule: Rule, param: Tensor, view: View, options: Options) -> dict[s
         view: how the parameter is seen as matrices.
         options: the rule's options.
     """
+    if hasattr(param, "placements"):
+        from orthoopt.distributed import state as distributed_state
+
+        return distributed_state.new_state(rule, param, view, options)
     state = rule.init(param, options)
     if not rule.is_matrix:
         return state

@@ -55,28 +55,3 @@ def local_part(grad: Tensor) -> Tensor:
     """
     to_local = None if type(grad) is Tensor else getattr(grad, "to_local", None)
     return grad if to_local is None else to_local()
-
-
-def worst_over_ranks(bad: Tensor, grads: Tensors) -> Tensor:
-    """The largest ``bad`` (0-d) over all ranks that hold parts of these gradients; reduced in place.
-
-    Ranks must take the same decision, or the shards of one step would belong to different steps.
-    """
-    meshes = dict.fromkeys(mesh for mesh in map(_mesh, grads) if mesh is not None)
-    for mesh in meshes:
-        for dimension in range(mesh.ndim):
-            torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX, mesh.get_group(dimension))
-    return bad
-
-
-def is_bad_on_any_rank(bad: bool, grads: Tensors) -> bool:
-    """The host's form of :func:`worst_over_ranks`; no communication unless a gradient is distributed."""
-    mesh = next((mesh for mesh in map(_mesh, grads) if mesh is not None), None)
-    if mesh is None:
-        return bad
-    flag = torch.tensor(float(bad), device=mesh.device_type)
-    return bool(worst_over_ranks(flag, grads))
-
-
-def _mesh(grad: Tensor) -> Any:
-    return None if type(grad) is Tensor else getattr(grad, "device_mesh", None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -19,21 +19,23 @@ from orthoopt._work import Work, collect
 from orthoopt.capture import check_capture
 from orthoopt.elementwise import apply_elementwise, measured
 from orthoopt.groups import complete_group
-from orthoopt.kernels import STILL
+from orthoopt.kernels import STILL, Moving
 from orthoopt.nonfinite import (
     check_policy,
     finite_gate,
     first_nonfinite,
     host_can_read,
-    is_bad_on_any_rank,
     local_part,
     without_nonfinite,
-    worst_over_ranks,
 )
 from orthoopt.prepared import Matrices
 from orthoopt.rules import Rule, Tensors
+from orthoopt.sharing import check_share, is_one_of_many, new_engine
 from orthoopt.views import View, parse_view
 from orthoopt.weight_decay import decay_of
+
+if TYPE_CHECKING:
+    from orthoopt.distributed.engine import Engine, Step
 
 
 class OrthoOpt(Optimizer):
@@ -54,6 +56,9 @@ class OrthoOpt(Optimizer):
             counted in :attr:`skipped_steps`; accelerators are not waited for. ``"raise"``: FloatingPointError naming
             the parameter, before anything changes. ``"ignore"``: nobody looks, as in torch.optim; it enters the state.
             Saves a read of every gradient, for those who check or clip already.
+        share: whether ranks of DistributedDataParallel compute each matrix once and send the updates. ``"auto"``: where
+            it is certain that they have the same gradients, see docs/distributed.md. ``"off"``: every rank computes
+            everything. Shards of FSDP2 and tensor parallelism are gathered either way.
 
     Raises:
         TypeError: an unknown key in a group.
@@ -69,14 +74,17 @@ class OrthoOpt(Optimizer):
         weight_decay_mode: str = "decoupled",
         maximize: bool = False,
         nonfinite: str = "skip",
+        share: str = "auto",
     ) -> None:
         check_policy(nonfinite)
+        check_share(share)
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode, "maximize": maximize,
-            "nonfinite": nonfinite,
+            "nonfinite": nonfinite, "share": share,
         }  # fmt: skip
         self._skipped: int | Tensor = 0
         self._matrices, self._number = Matrices(), compiled.enlist(self)
+        self._engine: Engine | None = None
         super().__init__(params, defaults)  # type: ignore[arg-type]  # torch wants dict where a Mapping will do
         # Cyclic schedulers look for one of these among the defaults, and cycle it in every group. They write momentum,
         # but read betas, so those must be in all groups.
@@ -90,7 +98,7 @@ class OrthoOpt(Optimizer):
         """Restore after unpickling, and at every load."""
         super().__setstate__(state)
         self._skipped = 0 if "_skipped" not in self.__dict__ else self._skipped
-        self._matrices = Matrices()
+        self._matrices, self._engine = Matrices(), None
         self._number = compiled.enlist(self) if "_number" not in self.__dict__ else self._number
         self._list_params()
         checkpoint.check_format(self.param_groups)
@@ -98,6 +106,7 @@ class OrthoOpt(Optimizer):
             group["state_format"] = checkpoint.STATE_FORMAT
             group.setdefault("maximize", False)
             group.setdefault("nonfinite", "skip")
+            group.setdefault("share", "auto")
             group.setdefault("weight_decay_mode", "decoupled")
             for name, default in rules.get(group["rule"]).defaults.items():
                 group.setdefault(name, default)
@@ -186,9 +195,15 @@ class OrthoOpt(Optimizer):
         """
         work = [part for group in self.param_groups for part in collect(group, grads)]
         check_capture(work, self.state)
-        gates = self._admit(work)
+        team = None
+        if is_one_of_many():
+            self._engine = self._engine or new_engine()
+            team = self._engine.begin(self.param_groups, work)
+        gates = self._admit(work, team)
         if gates is None:
             return
+        if team is not None:
+            work = self._send(team, work, gates)
         items: list[buckets.Item] = []
         copies: list[tuple[Tensor, Tensor]] = []
         for part in work:
@@ -202,12 +217,28 @@ class OrthoOpt(Optimizer):
         self._matrices.apply(items)
         for param, written in copies:
             param.copy_(written)
+        if team is not None:
+            team.finish()
 
-    def _admit(self, work: Sequence[Work]) -> dict[torch.device, Tensor] | None:
+    def _send(self, team: Step, work: Sequence[Work], gates: Mapping[torch.device, Tensor]) -> list[Work]:
+        """Let what is computed on other ranks too be on its way; returns what is left to this one."""
+
+        def state_of(param: Tensor, part: Work) -> dict[str, Any]:
+            return self._state_of(param, part.rule, part.view, part.options)
+
+        for index in range(len(work)):
+            part = team.there(index, state_of)
+            if part is not None:
+                gate = gates.get(part.params[0].device)
+                moving, sources = self._signals_of(part, gate)
+                team.take(index, part, sources, self._terms_of(part, moving, gate))
+        team.start()
+        return [part for index in range(len(work)) if (part := team.here(index, state_of)) is not None]
+
+    def _admit(self, work: Sequence[Work], team: Step | None) -> dict[torch.device, Tensor] | None:
         """Decide whether the step may happen: None if not, else a gate a device if the host must not wait to know."""
         raising = any(part.group["nonfinite"] == "raise" for part in work)
         bad: str | None = None
-        seen: list[Tensor] = []
         unseen: dict[torch.device, list[Tensor]] = {}
         for part in work:
             if part.group["nonfinite"] == "ignore":
@@ -216,20 +247,21 @@ class OrthoOpt(Optimizer):
             if not (raising or host_can_read(device)):
                 unseen.setdefault(device, []).extend(grads)
                 continue
-            seen += part.grads
             index = first_nonfinite(grads) if bad is None else None
             bad = bad if index is None else part.names[index]
-        if is_bad_on_any_rank(bad is not None, seen):
+        gates = [finite_gate(grads) for grads in unseen.values()]
+        gate = torch.stack([one.to(gates[0].device, non_blocking=True) for one in gates]).amin() if gates else None
+        is_bad = bad is not None
+        if team is not None:
+            is_bad, gate = team.agree(is_bad, gate, raising)
+        if is_bad:
             name = bad or "a parameter on another rank"
             if raising:
                 raise FloatingPointError(f"the gradient of {name} is not finite")
             self._report_skip(name)
             return None
-        if not unseen:
+        if gate is None:
             return {}
-        gates = [finite_gate(grads) for grads in unseen.values()]
-        gate = torch.stack([one.to(gates[0].device, non_blocking=True) for one in gates]).amin()
-        gate = 1 - worst_over_ranks(1 - gate, [grad for part in work for grad in part.grads])
         if isinstance(self._skipped, Tensor) and self._skipped.device == gate.device:
             self._skipped += 1 - gate  # in place: a captured step counts at every replay
         else:
@@ -248,7 +280,7 @@ class OrthoOpt(Optimizer):
             )
 
     def _update_elementwise(self, part: Work, gate: Tensor | None) -> None:
-        states = [self._state_of(param, part.rule, part.view, part.options) for param in part.params]
+        states = self._states_of(part)
         lr = _learning_rate(part.group["lr"], part.params[0].device, gate)
         decay = decay_of(part.group, lr)
         if part.rule.fused_update is not None and not decay.is_cautious and part.rule.fused_update(
@@ -266,19 +298,32 @@ class OrthoOpt(Optimizer):
 
     def _matrices_of(self, part: Work, gate: Tensor | None) -> tuple[list[buckets.Item], list[tuple[Tensor, Tensor]]]:
         """The matrices of a group's parameters, with what is to become of them; see :meth:`Matrices.of`."""
-        rule, options = part.rule, part.options
-        moving, sources = rule.moving(options), part.grads
-        if moving is None:
-            states = [self._state_of(param, rule, part.view, options) for param in part.params]
-            signal = rule.accumulate(_computed_gradients(part, gate), states, options, gate)
-            moving, sources = STILL, list(signal.numerators)
-        elif part.group["maximize"]:
-            moving = moving.negated()
-        lr = _learning_rate(part.group["lr"], part.params[0].device, gate)
-        terms = buckets.Terms(lr, decay_of(part.group, lr), moving, gate)
+        moving, sources = self._signals_of(part, gate)
+        terms = self._terms_of(part, moving, gate)
+        if part.states is not None:
+            states = dict(zip(part.params, part.states, strict=True))
+            return self._matrices.of(part, sources, terms, states, states.__getitem__)
         return self._matrices.of(
-            part, sources, terms, self.state, lambda param: self._state_of(param, rule, part.view, options)
+            part, sources, terms, self.state, lambda param: self._state_of(param, part.rule, part.view, part.options)
         )
+
+    def _signals_of(self, part: Work, gate: Tensor | None) -> tuple[Moving, Sequence[Tensor]]:
+        """How momenta move, and of what; ``STILL`` and the signals where ``accumulate`` has moved them already."""
+        moving = part.rule.moving(part.options)
+        if moving is None:
+            states = self._states_of(part)
+            signal = part.rule.accumulate(_computed_gradients(part, gate), states, part.options, gate)
+            return STILL, list(signal.numerators)
+        return moving.negated() if part.group["maximize"] else moving, part.grads
+
+    def _terms_of(self, part: Work, moving: Moving, gate: Tensor | None) -> buckets.Terms:
+        lr = _learning_rate(part.group["lr"], part.params[0].device, gate)
+        return buckets.Terms(lr, decay_of(part.group, lr), moving, gate)
+
+    def _states_of(self, part: Work) -> list[dict[str, Any]]:
+        if part.states is not None:
+            return part.states
+        return [self._state_of(param, part.rule, part.view, part.options) for param in part.params]
 
     def _state_of(self, param: Tensor, rule: Rule, view: View, options: dict[str, Any]) -> dict[str, Any]:
         """The parameter's state, created at first sight; keys that others put there are left alone."""

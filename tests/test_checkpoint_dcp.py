@@ -28,7 +28,6 @@ WAYS = [
     {"flatten_optimizer_state_dict": True},
     {"flatten_optimizer_state_dict": False},
     {"full_state_dict": True},
-    {"full_state_dict": True, "flatten_optimizer_state_dict": True},
 ]
 
 

@@ -9,7 +9,7 @@ which only matrix rules have, maps a batch of matrices to a batch of updates, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from orthoopt.kernels import Moving
+from orthoopt.rules._exchange import Asked
+from orthoopt.rules._exchange import Rounds as Rounds
+from orthoopt.rules._exchange import Shard as Shard
 from orthoopt.rules._options import choices, matches, spell
 from orthoopt.scale import DEFAULT_SCALE
 from orthoopt.spelling import near
@@ -103,6 +106,20 @@ class Rule:
 
     Leading dimensions are a batch in matrix and state alike. What the returned state leaves out stays as it is.
     """
+    on_shards: Callable[..., Rounds | None] | None = None
+    """The update of a part of cut matrices, with small reductions in place of the whole: ``move`` on every rank's part.
+
+    ``(part, shard, options)``, and as a fourth argument the state where there is an ``advance``: a generator, or None
+    where these options or this cut need the matrix as a whole. ``part`` is ``(..., rows, cols)`` of a :class:`Shard`,
+    perhaps empty; ``options`` are those of the whole group.
+
+    It yields lists of what ranks exchange, see :mod:`orthoopt.rules._exchange`: plain tensors to be summed, and
+    others. It is sent the results in the same order, and returns the update of its part; with an ``advance`` the update
+    and the changed state: what is ``viewed`` is this rank's part in argument and result, the rest is whole and comes
+    out alike on every rank. Nothing given is written. How often it yields, and in which shapes and dtypes, depends on
+    nothing that differs between ranks; parts of :class:`Gather` and :class:`OnWhole` alone may differ along their
+    dimension. Vectors without a view (``measure`` of None) are parts (1, n) of one row.
+    """
     fused_step: Callable[..., bool] | None = None
     """The whole step of many parameters in one pass over memory, where a kernel op has that for them.
 
@@ -172,6 +189,27 @@ class Rule:
             return update, {**state, **changed}
         assert self.direction is not None
         return self.direction(x, **own), state
+
+    def move_part(
+        self, part: Tensor, shard: Shard, options: Options, state: State
+    ) -> Generator[list[Asked], list[Tensor], tuple[Tensor, State]] | None:
+        """Like :meth:`move`, of a part of cut matrices: the generator of ``on_shards``, which returns what that does.
+
+        None where the matrix is needed whole. See ``on_shards`` for what is exchanged, and
+        :func:`orthoopt.distributed.rounds.run` for who drives it.
+        """
+        if self.on_shards is None:
+            return None
+        given = (part, shard, options) if self.advance is None else (part, shard, options, state)
+        rounds = self.on_shards(*given)
+        return None if rounds is None else self._with_state(rounds, state)
+
+    def _with_state(self, rounds: Rounds, state: State) -> Generator[list[Asked], list[Tensor], tuple[Tensor, State]]:
+        result = yield from rounds
+        if self.advance is None:
+            return result, state
+        update, changed = result
+        return update, {**state, **changed}
 
     def direct(self, x: Tensor, options: Options) -> Tensor:
         """The update of a batch of matrices ``(..., rows, cols)`` that have no history."""

@@ -5,6 +5,21 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from orthoopt.rules._exchange import Rounds, Shard
+from orthoopt.rules._shards import (
+    Largest,
+    OfAll,
+    OfCols,
+    OfRows,
+    Total,
+    own_cols,
+    own_rows,
+    part_peak,
+    peak_of,
+    scaled,
+    totals,
+)
+
 Axis: TypeAlias = Literal["rows", "cols"]
 Centre: TypeAlias = Literal["none", "pre", "both"]
 EpsMode: TypeAlias = Literal["relative", "add", "clamp"]
@@ -61,3 +76,51 @@ def normalize_rows(x: Tensor, eps_mode: EpsMode, unit: Tensor | float = 1.0) -> 
     else:
         damped = length.clamp(min=FLOOR / unit)
     return x / torch.where(damped == 0, 1, damped)
+
+
+def row_norm_of_part(part: Tensor, shard: Shard, axis: Axis, centre: Centre, eps_mode: EpsMode) -> Rounds:
+    """Rows, or columns, of cut matrices brought to length one: the ``on_shards`` of ``row_norm``.
+
+    Where rows are whole the relative damping costs one number a matrix, absolute damping nothing; where columns are
+    cut, one number a row. Centring costs one number a column before, and, for ``both``, after.
+
+    Args:
+        part: ``(..., local rows, local cols)``.
+        shard: which part of the matrices it is.
+        axis: as in ``row_norm``.
+        centre: as in ``row_norm``.
+        eps_mode: see :func:`normalize_rows`.
+    """
+    if axis == "cols":
+        update: Tensor = yield from row_norm_of_part(part.mT, shard.mT, "rows", centre, eps_mode)
+        return update.mT
+    x, unit = part_peak(part)
+    if centre != "none":
+        # What is centred needs units that all parts share.
+        sums = x.sum(-2, keepdim=True, dtype=torch.float64) * unit
+        sums, unit = yield from totals(shard, [OfCols(sums), Largest(unit)])
+        unit = torch.where(unit == 0, 1, unit)
+        mean = own_cols(shard, sums, part) / shard.rows / unit
+        x = part.to(x.dtype) / unit.to(x.dtype) - mean.to(x.dtype)
+    squares = x.square().sum(-1, keepdim=True, dtype=torch.float64) * unit.square()
+    asked: list[Total] = [OfRows(squares)]
+    if centre != "none":
+        asked.append(Largest(peak_of(x).double()))
+    if eps_mode == "relative" and not shard.cut_cols:
+        asked.append(OfAll(squares.sum(-2, keepdim=True)))
+    squares, *others = yield from totals(shard, asked)
+    if centre != "none" and x.numel():
+        x = torch.where(others[0] > _ROUNDINGS * torch.finfo(x.dtype).eps, x, 0)
+    length = own_rows(shard, squares, part).sqrt()
+    if eps_mode == "relative":
+        total = squares.sum(-2, keepdim=True) if shard.cut_cols else others[-1]
+        length = length + DAMPING * (total / shard.rows).sqrt()
+    elif eps_mode == "add":
+        length = length + FLOOR
+    else:
+        length = length.clamp(min=FLOOR)
+    update = scaled(x, unit / torch.where(length == 0, 1, length))
+    if centre != "both":
+        return update
+    (sums,) = yield from totals(shard, [OfCols(update.sum(-2, keepdim=True, dtype=torch.float64))])
+    return update - (own_cols(shard, sums, part) / shard.rows).to(update.dtype)

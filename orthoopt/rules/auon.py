@@ -9,13 +9,26 @@ ryyzn9/AuON auon/optimizer.py.
 import math
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from orthoopt.kernels import Moving, auon_step
 from orthoopt.newton_schulz import normalize
-from orthoopt.rules._base import Equivariance, Options, Tensors, register
+from orthoopt.rules._base import Equivariance, Options, Rounds, Shard, Tensors, register
 from orthoopt.rules._cosh import cosh_brake
 from orthoopt.rules._momentum import momentum_rule
+from orthoopt.rules._shards import (
+    Largest,
+    OfAll,
+    OfCols,
+    OfRows,
+    own_cols,
+    own_rows,
+    part_peak,
+    peak_of,
+    scaled,
+    totals,
+)
 from orthoopt.scale import TARGET_RMS
 from orthoopt.schur_bound import schur_bound
 
@@ -47,6 +60,48 @@ def auon_direction(
     return x.div_(bound.where(bound > 0, 1))
 
 
+def _on_shards(part: Tensor, shard: Shard, options: Options) -> Rounds:
+    """Two rounds: the Frobenius norm, then sums of what it has normalized; for ``spectral_bound`` one a cut line."""
+    x, unit = part_peak(part)
+    magnitudes = x.abs()
+    squares = OfAll(x.square().sum((-2, -1), keepdim=True, dtype=torch.float64) * unit.square())
+    if options["variant"] != "spectral_bound":
+        (total,) = yield from totals(shard, [squares])
+        x = _divided(x, unit, total)
+        gain = PAPER_GAIN if options["variant"] == "paper" else REPOSITORY_GAIN
+        # sinh² and not cosh²: what is near zero keeps its digits in a sum of a few.
+        share = OfAll((gain * x).sinh_().square_().sum((-2, -1), keepdim=True, dtype=torch.float64))
+        (spread,) = yield from totals(shard, [share])
+        brake = (1 + spread / (shard.rows * shard.cols)).sqrt().to(x.dtype)
+        return (part.to(x.dtype) if options["variant"] == "repository" else x) / brake
+    p = OfRows(magnitudes.sum(-1, keepdim=True, dtype=torch.float64) * unit)
+    q = OfCols(magnitudes.sum(-2, keepdim=True, dtype=torch.float64) * unit)
+    total, rows, cols = yield from totals(shard, [squares, p, q])
+    x = _divided(x, unit, total)
+    rows, cols = (_divided_sums(sums, total, x.dtype) for sums in (rows, cols))
+    # As in schur_bound, (M q)ᵢ/pᵢ and (Mᵀ p)ⱼ/qⱼ.
+    magnitudes = x.abs()
+    weighted = (magnitudes * own_cols(shard, cols, x)).sum(-1, keepdim=True)
+    across = (magnitudes * own_rows(shard, rows, x)).sum(-2, keepdim=True)
+    alpha, beta = yield from totals(shard, [
+        OfRows(weighted) if shard.cut_cols else Largest(peak_of(weighted / rows.where(rows > 0, 1))),
+        OfCols(across) if shard.cut_rows else Largest(peak_of(across / cols.where(cols > 0, 1))),
+    ])  # fmt: skip
+    alpha = peak_of(alpha / rows.where(rows > 0, 1)) if shard.cut_cols else alpha
+    beta = peak_of(beta / cols.where(cols > 0, 1)) if shard.cut_rows else beta
+    bound = (alpha * beta).sqrt().clamp(max=1)
+    return x / bound.where(bound > 0, 1)
+
+
+def _divided(x: Tensor, unit: Tensor, squares: Tensor) -> Tensor:
+    """``unit·x`` over the norm whose square is given."""
+    return scaled(x, unit / torch.where(squares == 0, 1, squares).sqrt())
+
+
+def _divided_sums(sums: Tensor, squares: Tensor, dtype: torch.dtype) -> Tensor:
+    return (sums / torch.where(squares == 0, 1, squares).sqrt()).to(dtype)
+
+
 def _rms(rows: int, cols: int, options: Options) -> float:
     if options["variant"] == "repository":
         # As long as the momentum, which no shape tells. Counting as AdamW's makes "match_rms_adamw" leave it alone.
@@ -69,6 +124,7 @@ auon = register(
     momentum_rule(
         "auon",
         auon_direction,
+        on_shards=_on_shards,
         fused_step=_fused_step,
         rms=_rms,
         # "paper" and "repository" follow every rotation of vec(X), but for the O(1/N) of the cosh factor.

@@ -11,9 +11,18 @@ from typing import Any
 from torch import Tensor
 
 from orthoopt.kernels import Moving, row_norm_step
-from orthoopt.rules._base import SHIFT, Breaks, Equivariance, Options, Tensors, register
+from orthoopt.rules._base import SHIFT, Breaks, Equivariance, Options, Rounds, Shard, Tensors, register
 from orthoopt.rules._momentum import momentum_rule
-from orthoopt.rules._rows import Axis, Centre, EpsMode, by_peak, centre_rows, normalize_rows, subtract_mean_row
+from orthoopt.rules._rows import (
+    Axis,
+    Centre,
+    EpsMode,
+    by_peak,
+    centre_rows,
+    normalize_rows,
+    row_norm_of_part,
+    subtract_mean_row,
+)
 
 
 def row_norm_direction(
@@ -66,10 +75,15 @@ def _fused_step(
     return row_norm_step(params, grads, buffers, moving, eps_mode=options["eps_mode"], **terms)
 
 
+def _on_shards(part: Tensor, shard: Shard, options: Options) -> Rounds:
+    return row_norm_of_part(part, shard, options["axis"], options["centre"], options["eps_mode"])
+
+
 row_norm = register(
     momentum_rule(
         "row_norm",
         row_norm_direction,
+        on_shards=_on_shards,
         fused_step=_fused_step,
         rms=_rms,
         equivariance=_equivariance,

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from orthoopt.newton_schulz import NS_DTYPES
 from orthoopt.polar import Method, polar_factor
-from orthoopt.rules._base import Equivariance, Options, register
+from orthoopt.rules._base import Equivariance, Options, Rounds, Shard, register
 from orthoopt.rules._momentum import momentum_rule, moving_of
 from orthoopt.rules._polar import check_polar, rescales
+from orthoopt.rules._rows import row_norm_of_part
 from orthoopt.rules._scion import MOMENTUM, accumulate_average, check_radius, init_average
 from orthoopt.rules.row_norm import row_norm_direction
 
@@ -85,6 +86,25 @@ def _factor(norm: str, scaling: str, rows: int, cols: int, kernel_size: int) -> 
     return 1.0 if scaling == "unnormalized" else 1 / math.sqrt(cols)
 
 
+def _on_shards(part: Tensor, shard: Shard, options: Options) -> Rounds | None:
+    """Signs need nothing, rows and columns what ``row_norm`` does, a polar factor the whole matrix."""
+    norm, swap = options["norm"], options["transposed"]
+    if norm in ("spectral", "spectral_conv"):
+        return None
+    seen, of = (part.mT, shard.mT) if swap else (part, shard)
+    factor = options["radius"] * _factor(norm, options["scaling"], of.rows, of.cols, options["kernel_size"])
+
+    def rounds() -> Rounds:
+        if norm == "sign":
+            u = seen.sign()
+        else:
+            u = yield from row_norm_of_part(seen, of, "cols" if norm == "col_norm" else "rows", "none", "relative")
+        u = u * factor
+        return u.mT if swap else u
+
+    return rounds()
+
+
 def _rms(rows: int, cols: int, options: Options) -> float:
     if options["transposed"]:
         rows, cols = cols, rows
@@ -132,6 +152,7 @@ scion = register(
         momentum_rule(
             "scion",
             scion_direction,
+            on_shards=_on_shards,
             rms=_rms,
             equivariance=_equivariance,
             momentum=MOMENTUM,

@@ -6,9 +6,10 @@ Source: Pethick et al., arXiv 2502.07529; LIONS-EPFL/scion scion.py.
 import torch
 from torch import Tensor
 
-from orthoopt.rules._base import Equivariance, Options, Rule, register
+from orthoopt.rules._base import Equivariance, Options, Rounds, Rule, Shard, register
 from orthoopt.rules._momentum import MOMENTUM_HINTS, check_momentum
 from orthoopt.rules._scion import MOMENTUM, accumulate_average, check_radius, init_average
+from orthoopt.rules._shards import OfAll, part_peak, scaled, totals
 
 
 def at_rms(x: Tensor, radius: float, dims: tuple[int, ...] | None = None) -> Tensor:
@@ -28,6 +29,15 @@ def at_rms(x: Tensor, radius: float, dims: tuple[int, ...] | None = None) -> Ten
     return x * (radius / torch.where(rms == 0, 1, rms))
 
 
+def _on_shards(part: Tensor, shard: Shard, options: Options) -> Rounds:
+    """One number a vector."""
+    x, unit = part_peak(part)
+    squares = OfAll(x.square().sum((-2, -1), keepdim=True, dtype=torch.float64) * unit.square())
+    (total,) = yield from totals(shard, [squares])
+    rms = (total / (shard.rows * shard.cols)).sqrt()
+    return scaled(x, options["radius"] * unit / torch.where(rms == 0, 1, rms))
+
+
 def _check(options: Options) -> None:
     check_momentum(options)
     check_radius(options)
@@ -42,6 +52,7 @@ scion_vector = register(
         init=init_average,
         accumulate=accumulate_average,
         measure=lambda x, options, dims: at_rms(x, options["radius"], dims),
+        on_shards=_on_shards,
         equivariance=lambda options, rows, cols: Equivariance("orthogonal", "orthogonal"),
         check=_check,
     )

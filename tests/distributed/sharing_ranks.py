@@ -7,7 +7,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import orthoopt
@@ -50,34 +49,6 @@ def ddp_equals_one_process() -> None:
         for name, expected in alone(plan).items():
             # float32 sums of another order, magnified by AdamW's division and by the iteration in weak directions.
             torch.testing.assert_close(network.module.state_dict()[name], expected, atol=2e-5, rtol=2e-4)
-
-
-def shards_are_refused_or_right() -> None:
-    """FSDP2: elementwise rules work on shards; a rule that needs the whole matrix refuses one, by name."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    network = model()
-    fully_shard(network, mesh=mesh)
-    optimizer = OrthoOpt(param_groups(network, "adamw", lr=0.02))
-    for step in range(4):
-        optimizer.zero_grad()
-        loss_of(network, batch(step)).backward()
-        optimizer.step()
-    for (name, param), expected in zip(network.named_parameters(), alone("adamw").values(), strict=True):
-        assert isinstance(param, DTensor), name
-        torch.testing.assert_close(param.full_tensor(), expected, atol=2e-5, rtol=2e-4)
-
-    optimizer = OrthoOpt(param_groups(network, "muon", lr=0.02))
-    loss_of(network, batch(0)).backward()
-    before = [param.detach().to_local().clone() for param in network.parameters()]
-    try:
-        optimizer.step()
-    except RuntimeError as error:
-        assert "1.weight is sharded" in str(error) and "'spectral'" in str(error), error
-    else:
-        raise AssertionError("a shard was updated as if it were the matrix")
-    after = [param.detach().to_local() for param in network.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert not optimizer.state
 
 
 def a_bad_gradient_on_one_rank_skips_on_every_rank() -> None:
