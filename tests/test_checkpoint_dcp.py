@@ -23,12 +23,10 @@ from torch.optim.lr_scheduler import LambdaLR
 import orthoopt
 from orthoopt import OrthoOpt, checkpoint_files
 
-PLANS = orthoopt.plans.names()
-WAYS = [
-    {"flatten_optimizer_state_dict": True},
-    {"flatten_optimizer_state_dict": False},
-    {"full_state_dict": True},
-]
+# One with state of matrices, one with many rules; the others take as long and differ in nothing that is loaded.
+QUICK = ("dct_adamw", "symmetry_hybrid")
+PLANS = [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in orthoopt.plans.names()]
+WAYS = dcp_ranks.WAYS
 
 
 def new(plan: str, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[nn.Module, OrthoOpt]:

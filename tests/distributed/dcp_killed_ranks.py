@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from orthoopt import checkpoint_files
 
-PLAN = "adamw"
+PLAN = "muon"
 PADDING = 2**20
 """Bytes a checkpoint holds beside the network, so that a save lasts."""
 
@@ -26,15 +26,10 @@ def contents(model: Any, optimizer: Any, step: int) -> dict[str, Any]:
     return {"model": weights, "optimizer": state, "padding": torch.full((PADDING,), step, dtype=torch.uint8)}
 
 
-def uninterrupted(steps: int) -> list[dict[str, Any]]:
-    """Parameters and state after every step."""
-    model = dcp_ranks.wrapped("fsdp")
-    optimizer = dcp_ranks.optimizer_of(model, PLAN)
-    found = []
-    for step in range(steps):
-        dcp_ranks.train(model, optimizer, step, step + 1)
-        found.append(dcp_ranks.parameters_of(model) | dcp_ranks.state_of(model, optimizer))
-    return found
+def held(model: Any, optimizer: Any) -> dict[str, Any]:
+    """Parameters and state as arrays, which need nothing of the process that sent them."""
+    found = dcp_ranks.parameters_of(model) | dcp_ranks.state_of(model, optimizer)
+    return {key: value.numpy() for key, value in found.items()}
 
 
 def restored(path: Path) -> tuple[int, dict[str, Any]]:
@@ -46,13 +41,13 @@ def restored(path: Path) -> tuple[int, dict[str, Any]]:
     dcp_ranks.set_contents(model, optimizer, found)
     steps = found["padding"].unique().tolist()
     assert len(steps) == 1, f"{path} holds data of steps {steps}"
-    return steps[0], dcp_ranks.parameters_of(model) | dcp_ranks.state_of(model, optimizer)
+    return steps[0], held(model, optimizer)
 
 
 def save_every_step(
     rank: int, size: int, store: str, folder: str, steps: int, in_place: bool, at: str | None, pipe: Connection
 ) -> None:
-    """Save asynchronously after every step, into ``step-N`` or over the last one; says so to the parent.
+    """Save asynchronously after every step, into ``step-N`` or over the last one; the parent is told what.
 
     With ``at`` rank 1 kills itself in its third save: ``"half"`` way through its data, or with the ``"data"`` written.
     """
@@ -64,6 +59,7 @@ def save_every_step(
     pending = None
     for step in range(steps):
         dcp_ranks.train(model, optimizer, step, step + 1)
+        found = held(model, optimizer)
         if pending is not None:
             pending.result()
         path = Path(folder, "only" if in_place else f"step-{step}")
@@ -71,10 +67,10 @@ def save_every_step(
         if at is not None and rank == 1 and step == 2:
             _die_in(writer, at)
         pending = dcp.async_save(contents(model, optimizer, step), storage_writer=writer, process_group=saving)
-        pipe.send(step)
+        pipe.send((step, found))
     assert pending is not None
     pending.result()
-    pipe.send("done")
+    pipe.send((steps, {}))
     signal.pause()  # to be killed with everything written
 
 

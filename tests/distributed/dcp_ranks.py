@@ -20,6 +20,12 @@ from orthoopt import OrthoOpt
 
 VOCABULARY, WIDTH, EXPERTS = 13, 6, 3
 BEFORE, AFTER = 3, 10
+WAYS: list[dict[str, Any]] = [
+    {"flatten_optimizer_state_dict": True},
+    {"flatten_optimizer_state_dict": False},
+    {"full_state_dict": True},
+]
+"""Of asking ``torch.distributed.checkpoint`` for state."""
 
 
 class Experts(nn.Module):
@@ -69,9 +75,9 @@ def wrapped(kind: str, mesh: Any = None) -> nn.Module:
     return model
 
 
-def optimizer_of(model: nn.Module, plan: str, **options: Any) -> OrthoOpt:
-    # Two options a scheduler and a schedule-bound decay: what a checkpoint must carry beside tensors.
-    return OrthoOpt(orthoopt.param_groups(model, plan, lr=0.02, weight_decay=0.1), **options)
+def optimizer_of(model: nn.Module, plan: str) -> OrthoOpt:
+    # Scion's balls are of radius 50 and 3000: at AdamW's rate the network would be thrown about.
+    return OrthoOpt(orthoopt.param_groups(model, plan, lr=1e-4 if plan == "scion" else 0.02, weight_decay=0.1))
 
 
 def train(model: nn.Module, optimizer: OrthoOpt, first: int, last: int) -> None:
@@ -123,7 +129,7 @@ def save(folder: str, plans: list[str], kind: str, how: list[dict[str, Any]]) ->
         model = wrapped(kind)
         optimizer = optimizer_of(model, plan)
         train(model, optimizer, 0, BEFORE)
-        for number, options in enumerate(how):
+        for number, options in ((WAYS.index(one), one) for one in how):
             path = Path(folder, f"{plan}-{number}")
             dcp.save(contents(model, optimizer, **options), checkpoint_id=path)
         middle = state_of(model, optimizer)
@@ -136,7 +142,7 @@ def resume(folder: str, plans: list[str], kind: str, how: list[dict[str, Any]]) 
     """Load what :func:`save` saved, each way, into a fresh optimizer, and go on; the same things."""
     results: dict[str, Any] = {}
     for plan in plans:
-        for number, options in enumerate(how):
+        for number, options in ((WAYS.index(one), one) for one in how):
             model = wrapped(kind)
             with torch.no_grad():
                 for param in model.parameters():
