@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_integrations import Bigram, batches, tiny_llama
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import orthoopt
 
@@ -91,7 +92,8 @@ def test_lightning_resumes_from_its_checkpoint(tmp_path: Path) -> None:
         trainer.fit(module, same, ckpt_path=resume and str(resume))
         return module, trainer
 
-    same = list(batches())[:1] * STEPS  # it does not resume its place among batches
+    # It does not resume its place among batches, so they are all one.
+    same = DataLoader(list(batches())[:1] * STEPS, batch_size=None)  # type: ignore[arg-type]
     straight, _ = fit(STEPS)
     _, half = fit(STEPS // 2)
     half.save_checkpoint(tmp_path / "half.ckpt")
