@@ -66,8 +66,8 @@ def _check_gradient(name: str, param: Tensor, grad: Tensor, rule: Rule) -> None:
         raise RuntimeError(f"orthoopt does not support complex parameters; {name} is {param.dtype}")
     if getattr(param, "_is_flat_param", False):
         raise RuntimeError(
-            f"{name} is a FlatParameter, many parameters in one: of FSDP1 orthoopt cannot know which is which. Shard the "
-            "model with FSDP2 (torch.distributed.fsdp.fully_shard), or use DistributedDataParallel"
+            f"{name} is a FlatParameter: FSDP1 makes one of many, and which is which cannot be seen. Shard the model "
+            "with FSDP2 (torch.distributed.fsdp.fully_shard), or use DistributedDataParallel"
         )
     if not rule.is_matrix:
         return

@@ -226,7 +226,7 @@ def updates_of(chunk: list[Item]) -> list[Tensor]:
     del stacked
     for key, value in moved.items():
         if value is not state[key]:
-            _write_state([item.state[key] for item in chunk], value.split(counts), first.terms.gate)
+            write_state([item.state[key] for item in chunk], value.split(counts), first.terms.gate)
     parts = [_as_target(part, item) for part, item in zip(updates.split(counts), chunk, strict=True)]
     for item, part in zip(chunk, parts, strict=True):
         if item.padding_row is not None:
@@ -343,7 +343,8 @@ def _state_of(item: Item, key: str) -> Tensor:
     return value.reshape(value.shape[:dims].numel(), *value.shape[dims:])
 
 
-def _write_state(targets: Iterable[Tensor], values: Iterable[Tensor], gate: Tensor | None) -> None:
+def write_state(targets: Iterable[Tensor], values: Iterable[Tensor], gate: Tensor | None) -> None:
+    """Let state tensors have new values, of as many elements, where the gate is open."""
     for target, value in zip(targets, values, strict=True):
         value = value.reshape(target.shape)
         target.copy_(value if gate is None else torch.where(gate > 0, value, target))

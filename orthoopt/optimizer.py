@@ -133,9 +133,12 @@ class OrthoOpt(Optimizer):
         """Bytes that the largest bucket of the last step needs beside parameters, gradients and state.
 
         A step holds one bucket at a time. Matrices that a kernel takes in one pass need nothing; elementwise rules are
-        not counted. 0 before the first step, None where a rule does not say what it works in: ``spectral`` does.
+        not counted. 0 before the first step, None where a rule does not say what it works in: ``spectral`` does. Of a
+        step over shards it is what the largest wave holds, see docs/distributed.md.
         """
-        return self._matrices.bytes_needed()
+        needs = [self._matrices.bytes_needed(), 0 if self._engine is None else self._engine.need]
+        known = [need for need in needs if need is not None]
+        return max(known) if len(known) == len(needs) else None
 
     def init_state(self) -> None:
         """Create the state of every parameter now, as some frameworks want before the first step."""

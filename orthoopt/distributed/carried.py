@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orthoopt import buckets, matrix_state
 from orthoopt.buckets import Item, Terms
-from orthoopt.distributed.layout import Box, Layout, elements, extent, slices
+from orthoopt.distributed.layout import Box, Layout, extent, slices
 from orthoopt.distributed.owners import Unit
 from orthoopt.elementwise import measured
 from orthoopt.kernels import momentum_into
@@ -159,6 +159,12 @@ class Gathered:
         self.update = self.signal if same else torch.empty(shape, dtype=kept.returned, device=device)
         self.viewed = {key: torch.empty(shape, dtype=carried.state[key].dtype, device=device) for key in kept.viewed}
 
+    @property
+    def bytes(self) -> int:
+        """Of what is held of it."""
+        tensors = {id(tensor): tensor.nbytes for tensor in (self.signal, self.update, *self.viewed.values())}
+        return sum(tensors.values())
+
     def at(self, tensor: Tensor, box: Box) -> Tensor:
         """The part of something whole that lies in a box."""
         return tensor[slices(box, self.unit.whole)]
@@ -182,8 +188,8 @@ class Gathered:
         return found
 
 
-def compute(gathered: Sequence[Gathered]) -> list[list[Item]]:
-    """Let every unit have its update; returns the buckets that it took."""
+def compute(gathered: Sequence[Gathered]) -> list[int | None]:
+    """Let every unit have its update; returns what each bucket needed, see :func:`orthoopt.buckets.bytes_needed`."""
     items: list[Item] = []
     for one in gathered:
         kept = one.carried.kept
@@ -192,11 +198,12 @@ def compute(gathered: Sequence[Gathered]) -> list[list[Item]]:
             continue
         signal = measured(kept.rule, Signal([one.signal]), kept.view, kept.options)
         one.update.copy_(signal.numerators[0])
-    chunks = buckets.chunks(items)
-    for chunk in chunks:
+    needs = []
+    for chunk in buckets.chunks(items):
+        needs.append(buckets.bytes_needed(chunk))
         for item, update in zip(chunk, buckets.updates_of(chunk), strict=True):
             item.target.copy_(update if item.scale == 1 else update * item.scale)
-    return chunks
+    return needs
 
 
 def apply(updates: Sequence[tuple[Carried, Box, Tensor]]) -> None:
@@ -213,6 +220,3 @@ def apply(updates: Sequence[tuple[Carried, Box, Tensor]]) -> None:
         items.append(Item(kept.rule, kept.options, extent(box), target, update, carried.terms, scale))
         values.append(update)
     buckets.subtract(items, values)
-
-
-__all__ = ["Carried", "Gathered", "Kept", "apply", "compute", "elements", "kept_of", "write_signals"]

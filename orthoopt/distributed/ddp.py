@@ -13,17 +13,18 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+_HOOKS = "torch.distributed.algorithms.ddp_comm_hooks"
 _SAME_EVERYWHERE = (
-    default_hooks.allreduce_hook,
-    default_hooks.fp16_compress_hook,
-    default_hooks.bf16_compress_hook,
-    powerSGD_hook.powerSGD_hook,
-    powerSGD_hook.batched_powerSGD_hook,
+    (f"{_HOOKS}.default_hooks", "allreduce_hook"),
+    (f"{_HOOKS}.default_hooks", "fp16_compress_hook"),
+    (f"{_HOOKS}.default_hooks", "bf16_compress_hook"),
+    (f"{_HOOKS}.powerSGD_hook", "powerSGD_hook"),
+    (f"{_HOOKS}.powerSGD_hook", "batched_powerSGD_hook"),
 )
-"""Communication hooks after which all ranks have the same gradients; of others nobody knows."""
+"""Communication hooks after which all ranks have the same gradients; of others nobody knows. By name: to import them
+makes torch warn of what it deprecates."""
 
 
 def wrapper_of(params: Iterable[Tensor]) -> weakref.ref[DistributedDataParallel] | None:
@@ -53,8 +54,12 @@ def are_gradients_same(wrapper: DistributedDataParallel) -> bool:
         and bool(wrapper.require_backward_grad_sync)
         and bool(getattr(wrapper, "require_forward_param_sync", False))
         and not getattr(joins, "enable", True)
-        and all(hook in _SAME_EVERYWHERE for hook in hooks)
+        and all(_name_of(hook) in _SAME_EVERYWHERE for hook in hooks)
     )
+
+
+def _name_of(hook: Any) -> tuple[Any, Any]:
+    return getattr(hook, "__module__", None), getattr(hook, "__qualname__", None)
 
 
 def device_of(wrapper: DistributedDataParallel) -> Any:

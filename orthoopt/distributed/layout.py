@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -76,10 +75,11 @@ def layout_of(name: str, param: DTensor) -> Layout:
     return layout
 
 
-def replicated(shape: Sequence[int], ranks: Sequence[int], place: int) -> Layout:
+@functools.lru_cache(maxsize=4096)
+def replicated(shape: tuple[int, ...], ranks: tuple[int, ...], place: int) -> Layout:
     """The layout of a plain tensor of which every rank has all."""
     box = tuple((0, size) for size in shape)
-    return Layout(tuple(shape), tuple(ranks), place, (box,) * len(ranks), frozenset())
+    return Layout(shape, ranks, place, (box,) * len(ranks), frozenset())
 
 
 @functools.lru_cache(maxsize=4096)

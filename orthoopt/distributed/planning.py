@@ -12,9 +12,6 @@ from orthoopt.distributed.layout import keeps_batch
 from orthoopt.distributed.owners import Unit, cost_of, units_of, waves
 from orthoopt.distributed.waves import Wave, wave_of
 
-MIN_COST = 64
-"""Operations an element below which replicas compute an update themselves: to send one would take longer."""
-
 
 class Entry(NamedTuple):
     """A parameter that takes part in an exchange."""

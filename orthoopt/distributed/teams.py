@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,13 @@ class Team:
             self.shared = frozenset(ddp.reduced_by(wrapper) & {id(param) for param in params})
             self.agreement = Agreement([wrapper.process_group], ddp.device_of(wrapper))
 
+    @functools.cached_property
+    def ring(self) -> tuple[tuple[int, ...], int]:
+        """The global ranks that :meth:`shares` is about, and this one's place among them."""
+        assert self.agreement is not None
+        ranks = tuple(dist.get_process_group_ranks(self.agreement.groups[0]))
+        return ranks, ranks.index(dist.get_rank())
+
     @property
     def is_sharded(self) -> bool:
         """Whether there are distributed tensors among the parameters."""
@@ -65,9 +73,3 @@ def group_of(ranks: tuple[int, ...]) -> Any:
     if ranks not in known:
         known[ranks] = dist.new_group(sorted(ranks), use_local_synchronization=True)
     return known[ranks]
-
-
-def place_in(group: Any) -> tuple[tuple[int, ...], int]:
-    """The global ranks of a group, in its order, and this process's place among them."""
-    ranks = tuple(dist.get_process_group_ranks(group))
-    return ranks, ranks.index(dist.get_rank())

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from orthoopt import buckets
 from orthoopt.distributed.carried import Carried, Gathered, Kept, apply, compute, write_signals
 from orthoopt.distributed.exchange import Mail, Parcel, Route
 from orthoopt.distributed.layout import Box, elements, extent
@@ -22,6 +21,11 @@ class Wave(NamedTuple):
     updates: Route
     device: torch.device
     group: Any
+
+    @property
+    def bytes(self) -> int:
+        """Of the buffers of its exchanges on this rank, at their largest."""
+        return max(side.out.total + side.into.total for side in (self.signals, self.updates))
 
 
 def wave_of(owned: list[Owned], kept: Sequence[Kept], device: torch.device, group: Any) -> Wave:
@@ -78,7 +82,8 @@ class WaveStep:
         self._gathered: dict[int, Gathered] = {}
         self._signals = Mail(wave.signals, wave.group, wave.device)
         self._updates: Mail | None = None
-        self.chunks: list[list[buckets.Item]] = []
+        self.need: int | None = 0
+        """Bytes beside parameters, gradients and state; None where a rule does not say what it works in."""
 
     def send_signals(self) -> None:
         """Move momenta, and send what they make to the owners."""
@@ -115,7 +120,7 @@ class WaveStep:
                     for key, whole in gathered.viewed.items():
                         gathered.at(whole, box).copy_(self._signals.incoming(peer, (number, ("viewed", key))))
         del self._signals
-        self.chunks = compute(list(self._gathered.values()))
+        needs = compute(list(self._gathered.values()))
         mail = self._updates = Mail(self.wave.updates, self.wave.group, self.wave.device)
         for (peer, key), _ in self.wave.updates.out.places.items():
             assert isinstance(key, tuple)
@@ -130,6 +135,11 @@ class WaveStep:
                 value = gathered.carried.matrix_state(unit)[what[1]]
             mail.outgoing(peer, key).copy_(value)
         mail.start()
+        if None not in needs:
+            held = sum(gathered.bytes for gathered in self._gathered.values())
+            self.need = held + self.wave.bytes + max((need for need in needs if need is not None), default=0)
+        else:
+            self.need = None
 
     def apply(self) -> None:
         """Receive the updates of this rank's parts, and subtract them."""
@@ -160,9 +170,13 @@ class WaveStep:
         self._updates = None
 
 
-def run_waves(waves: Sequence[Wave], carried: Sequence[Carried], first: WaveStep | None) -> list[list[buckets.Item]]:
-    """Run the waves; the first one's signals may be under way already. Returns the buckets that were computed."""
-    chunks: list[list[buckets.Item]] = []
+def run_waves(waves: Sequence[Wave], carried: Sequence[Carried], first: WaveStep | None) -> int | None:
+    """Run the waves; the first one's signals may be under way already.
+
+    Returns:
+        What the largest wave needed, see :attr:`WaveStep.need`.
+    """
+    needs: list[int | None] = [0]
     current, behind = first, None
     for index in range(len(waves)):
         ahead = None
@@ -171,10 +185,10 @@ def run_waves(waves: Sequence[Wave], carried: Sequence[Carried], first: WaveStep
             ahead.send_signals()
         assert current is not None
         current.compute()
-        chunks += current.chunks
+        needs.append(current.need)
         if behind is not None:
             behind.apply()
         current, behind = ahead, current
     if behind is not None:
         behind.apply()
-    return chunks
+    return None if None in needs else max(need for need in needs if need is not None)
