@@ -118,16 +118,17 @@ def placed(value: Tensor, param: Tensor, like: Tensor | None) -> Tensor:
     value = value.detach()
     if like is None or not is_distributed(like):
         if is_distributed(value):
-            return value.full_tensor().to(param.device)  # type: ignore[attr-defined,no-any-return]
+            return value.full_tensor().to(param.device)  # type: ignore[attr-defined]
         return value.to(param.device).clone()
     from torch.distributed.tensor import distribute_tensor
 
     mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
-    if not is_distributed(value):  # every rank has all of it
-        return distribute_tensor(value.to(param.device), mesh, placements, src_data_rank=None)
-    if value.device_mesh != mesh or tuple(value.placements) != tuple(placements):  # type: ignore[attr-defined]
-        return value.redistribute(mesh, placements).clone()  # type: ignore[attr-defined,no-any-return]
-    return value.to(param.device).clone()
+    if is_distributed(value):
+        if value.device_mesh == mesh and tuple(value.placements) == tuple(placements):  # type: ignore[attr-defined]
+            return value.to(param.device).clone()
+        value = value.full_tensor()  # type: ignore[attr-defined]
+    # Every rank has all of it, so nothing is sent.
+    return distribute_tensor(value.to(param.device), mesh, placements, src_data_rank=None)
 
 
 def is_distributed(tensor: Tensor) -> bool:

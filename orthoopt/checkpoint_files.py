@@ -17,7 +17,7 @@ METADATA = ".metadata"
 _NUMBER = re.compile(r"(\d+)\D*$")
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint import FileSystemWriter
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 
 def latest(folder: str | os.PathLike[str]) -> Path | None:
@@ -44,7 +44,7 @@ def is_complete(path: str | os.PathLike[str]) -> bool:
     A folder that was being written over without :func:`writer` when its process ended may pass: nothing in it tells old
     data from new.
     """
-    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     if not Path(path, METADATA).is_file():
         return False
@@ -68,7 +68,8 @@ def writer(path: str | os.PathLike[str], **options: Any) -> FileSystemWriter:
         path: the checkpoint's folder.
         options: of ``torch.distributed.checkpoint.FileSystemWriter``.
     """
-    from torch.distributed.checkpoint import FileSystemWriter, SavePlan
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.planner import SavePlan
 
     class Writer(FileSystemWriter):
         def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:

@@ -57,6 +57,16 @@ def test_saved_at_two_ranks_it_resumes_there_and_in_one_process(ranks: Ranks, tm
     compare(saved, alone(folder, plans, how[:1]), plans, how[:1], bitwise=False)
 
 
+def test_shards_take_state_from_everywhere(ranks: Ranks, tmp_path: Path) -> None:
+    ranks.run(2, dcp_ranks.shards_take_state_from_everywhere, str(tmp_path), ["dct_adamw", "muon"])
+    ranks.run(2, dcp_ranks.shards_of_torchs_adamw_are_taken_over_and_given_back)
+
+
+@pytest.mark.slow
+def test_shards_of_every_plan_take_state_from_everywhere(ranks: Ranks, tmp_path: Path) -> None:
+    ranks.run(4, dcp_ranks.shards_take_state_from_everywhere, str(tmp_path), orthoopt.plans.names(), seconds=280)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fsdp", "ddp"])
 @pytest.mark.parametrize("plan", orthoopt.plans.names())
