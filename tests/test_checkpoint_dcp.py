@@ -65,7 +65,7 @@ def test_a_warm_up_that_starts_at_zero_is_no_request_for_state() -> None:
     assert all(state["exp_avg"].any() for state in optimizer.state.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_bit_comes_back_into_a_fresh_optimizer(plan: str, dtype: torch.dtype) -> None:
     """float32 state of bfloat16 parameters, integers and tuples included, whichever way state is asked for."""
@@ -88,7 +88,7 @@ def test_every_bit_comes_back_into_a_fresh_optimizer(plan: str, dtype: torch.dty
 
 
 @pytest.mark.filterwarnings("ignore:.*distributed:UserWarning")
-@pytest.mark.parametrize("flatten", [True, False])
+@pytest.mark.parametrize("flatten", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_checkpoint_on_disk_resumes_bitwise(plan: str, flatten: bool, tmp_path: Path) -> None:
     way = {"flatten_optimizer_state_dict": flatten}

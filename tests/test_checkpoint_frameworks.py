@@ -21,7 +21,7 @@ def the_same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("plan", ["symmetry", "dct_adamw"])
+@pytest.mark.parametrize("plan", [pytest.param("symmetry", marks=pytest.mark.slow), "dct_adamw"])
 def test_accelerate_save_state_and_load_state(plan: str, tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
     data = list(batches())[:STEPS]
@@ -102,6 +102,7 @@ def test_lightning_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     assert the_same(straight, resumed)
 
 
+@pytest.mark.slow
 def test_trainer_switches_over_from_its_adamw_in_the_middle(tmp_path: Path, capsys: Any) -> None:
     """``optimizer.pt`` of the Trainer's own AdamW, unnamed, in its two groups: decayed parameters, then the others."""
     transformers = pytest.importorskip("transformers")
