@@ -27,6 +27,7 @@ from orthoopt.plan_files import load_plan
 from orthoopt.polar import orthogonalize
 from orthoopt.qk_clip import QKClip, max_logits
 from orthoopt.roles import roles
+from orthoopt.torch_state import load_torch_state, to_torch_state
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "explain",
     "hf",
     "load_plan",
+    "load_torch_state",
     "max_logits",
     "orthogonalize",
     "param_groups",
@@ -55,4 +57,5 @@ __all__ = [
     "recording",
     "roles",
     "rules",
+    "to_torch_state",
 ]

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from orthoopt import rules
-from orthoopt.matrix_state import expected_state
+from orthoopt.matching import match_groups
+from orthoopt.matrix_state import expected_state, new_state
+from orthoopt.nonfinite import local_part
 from orthoopt.views import parse_view
 
 Loader = Callable[[dict[str, Any]], None]
+
+STATE_FORMAT = 1
+"""The form of the state that this version writes, kept in every group as ``state_format``.
+
+A group is the one place that ``torch.distributed.checkpoint``, flattened or not, carries along. A change of what a
+state key means or of its shape raises it; new options with defaults do not.
+"""
+
+
+def check_format(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError if a group was written in a later form than :data:`STATE_FORMAT`."""
+    for group in groups:
+        saved = group.get("state_format", STATE_FORMAT)
+        if not isinstance(saved, int) or saved > STATE_FORMAT:
+            raise ValueError(
+                f"this state has state_format={saved!r}, this version of orthoopt reads up to {STATE_FORMAT}: load it "
+                "with the version that wrote it, or a later one; nothing was loaded"
+            )
+
+
+def only_creates_state(groups: list[dict[str, Any]], grads: Mapping[Tensor, Tensor]) -> bool:
+    """Whether a step, the optimizer's first, is there to create state: every learning rate and gradient is zero.
+
+    So ``torch.distributed.checkpoint`` asks for state before there is any. Counting it as a step would make a run that
+    is saved before its first step differ from one that is not. The ranks that share gradients agree.
+    """
+    for group in groups:
+        lr = group["lr"]
+        if (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0:
+            return False
+    moved = any(bool(local_part(grad).any()) for grad in grads.values() if grad.layout is torch.strided)
+    return bool(grads) and not _anywhere(moved, list(grads))
 
 
 def load(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Loader) -> None:
@@ -34,27 +69,30 @@ def load(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Loader) -
     finally:
         handle.remove()
     for group, saved_group in zip(optimizer.param_groups, matched["param_groups"], strict=True):
-        # torch leaves a step where it was saved: right for a number, not for one that lies with its matrices.
-        own_step = () if rules.get(group["rule"]).is_matrix else ("step",)
+        is_matrix = rules.get(group["rule"]).is_matrix
         for param, index in zip(group["params"], saved_group["params"], strict=True):
-            for key, value in matched["state"].get(index, {}).items():
-                if isinstance(value, Tensor) and key not in own_step:
-                    optimizer.state[param][key] = value.detach().to(param.device).clone()
+            saved = matched["state"].get(index, {})
+            layouts = layouts_of(group, param) if saved else {}
+            for key, value in saved.items():
+                if not isinstance(value, Tensor):
+                    continue
+                if key == "step" and not is_matrix:
+                    # Where torch leaves it, if not the very tensor, which two optimizers would then count with.
+                    optimizer.state[param][key] = optimizer.state[param][key].detach().clone()
+                else:
+                    optimizer.state[param][key] = placed(value, param, layouts.get(key))
 
 
 def arrange(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict with its groups and parameters in the order of ``groups``; nothing given is changed.
 
     Raises:
-        ValueError: names differ, parameters are grouped in another way, or a state's shape does not fit.
+        ValueError: it is another optimizer's or a later version's, names differ, parameters are grouped in another
+            way, or a state's shape does not fit.
     """
-    saved_groups = state_dict["param_groups"]
-    ours = [group.get("param_names") for group in groups]
-    theirs = [group.get("param_names") for group in saved_groups]
-    if all(names is not None for names in (*ours, *theirs)):
-        saved_groups = _by_name(groups, saved_groups)
-    else:
-        _check_positions(groups, saved_groups)
+    _check_ours(state_dict["param_groups"])
+    check_format(state_dict["param_groups"])
+    saved_groups = [_with_tuples(saved) for saved in match_groups(groups, state_dict["param_groups"])]
     for group, saved in zip(groups, saved_groups, strict=True):
         names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
         for name, param, index in zip(names, group["params"], saved["params"], strict=True):
@@ -62,51 +100,80 @@ def arrange(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
     return {**state_dict, "param_groups": saved_groups}
 
 
-def _by_name(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    index = {
-        name: (saved, number)
-        for saved in saved_groups
-        for name, number in zip(saved["param_names"], saved["params"], strict=True)
-    }
-    present = [name for group in groups for name in group["param_names"]]
-    missing = [name for name in present if name not in index]
-    extra = sorted(set(index) - set(present))
-    if missing or extra:
-        raise ValueError(
-            "the parameter names of the state dict do not match the optimizer's; nothing was loaded. "
-            f"In the optimizer alone: {_some(missing)}. In the state dict alone: {_some(extra)}"
-        )
-    arranged = []
-    for group in groups:
-        holders = [index[name][0] for name in group["param_names"]]
-        if any(holder is not holders[0] for holder in holders) or len(holders[0]["params"]) != len(holders):
-            other = next((n for n, h in zip(group["param_names"], holders, strict=True) if h is not holders[0]), None)
-            reason = (
-                f"{group['param_names'][0]} and {other} share a group here and not there"
-                if other
-                else f"the saved group of {group['param_names'][0]} holds further parameters"
-            )
-            raise ValueError(
-                f"the state dict groups parameters in another way ({reason}); nothing was loaded. Build the optimizer "
-                "with the plan and the overrides that the state was saved with"
-            )
-        numbers = [index[name][1] for name in group["param_names"]]
-        arranged.append({**holders[0], "params": numbers, "param_names": list(group["param_names"])})
-    return arranged
+def layouts_of(group: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
+    """Fresh state whose placements what is loaded must have, for a distributed parameter; nothing for a plain one."""
+    if not is_distributed(param):
+        return {}
+    rule = rules.get(group["rule"])
+    options = {name: group.get(name, default) for name, default in rule.defaults.items()}
+    wide = param.detach().to(torch.promote_types(param.dtype, torch.float32))
+    return new_state(rule, wide, parse_view(group["view"]), options)
 
 
-def _check_positions(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]]) -> None:
-    ours, theirs = ([len(g["params"]) for g in some] for some in (groups, saved_groups))
-    if ours != theirs:
+def placed(value: Tensor, param: Tensor, like: Tensor | None) -> Tensor:
+    """A copy of ``value`` on the parameter's device, distributed as ``like`` is; plain where that is plain or None.
+
+    What is distributed in another way is communicated, so all ranks must load together.
+    """
+    value = value.detach()
+    if like is None or not is_distributed(like):
+        if is_distributed(value):
+            return value.full_tensor().to(param.device)  # type: ignore[attr-defined]
+        return value.to(param.device).clone()
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    if is_distributed(value):
+        if value.device_mesh == mesh and tuple(value.placements) == tuple(placements):  # type: ignore[attr-defined]
+            return value.to(param.device).clone()
+        value = value.full_tensor()  # type: ignore[attr-defined]
+    # Every rank has all of it, so nothing is sent.
+    return distribute_tensor(value.to(param.device), mesh, placements, src_data_rank=None)
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether the tensor is a DTensor; imports nothing to find out."""
+    return type(tensor) is not Tensor and hasattr(tensor, "placements")
+
+
+def _anywhere(moved: bool, params: list[Tensor]) -> bool:
+    """Whether it is so on any rank that has shards of these parameters; replicas have the same gradients."""
+    if not any(map(is_distributed, params)):
+        return moved
+    from orthoopt.distributed.agreement import code_of
+    from orthoopt.distributed.teams import Team
+
+    agreement = Team(params).agreement
+    return moved if agreement is None else agreement.reach(code_of("create state"), moved, None).bad
+
+
+def _check_ours(saved_groups: Iterable[Mapping[str, Any]]) -> None:
+    for saved in saved_groups:
+        if "rule" in saved:
+            continue
+        known = {"amsgrad": "torch.optim.AdamW", "adjust_lr_fn": "torch.optim.Muon"}
+        origin = next((origin for key, origin in known.items() if key in saved), "another optimizer")
         raise ValueError(
-            "loaded state dict has a different number of parameter groups or parameters than the optimizer: group "
-            f"sizes {theirs} against {ours}; nothing was loaded"
+            f"this state dict is of {origin}, its groups have no 'rule'; nothing was loaded. "
+            "orthoopt.load_torch_state(optimizer, state_dict) takes over the state of torch.optim.AdamW and "
+            "torch.optim.Muon"
         )
+
+
+def _with_tuples(saved: dict[str, Any]) -> dict[str, Any]:
+    """The group with its rule's options as tuples where ``torch.distributed.checkpoint`` made lists of them."""
+    options = rules.get(saved["rule"]).defaults
+    return {key: _as_tuple(value) if key in options else value for key, value in saved.items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _check_shapes(name: str, param: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     rule = rules.get(group["rule"])
-    expected = expected_state(rule, param, parse_view(group["view"]), rule.options(group))
+    options = {option: group.get(option, default) for option, default in rule.defaults.items()}
+    expected = expected_state(rule, param, parse_view(group["view"]), options)
     for key, like in expected.items():
         value = state.get(key)
         if isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape != like.shape and key != "step":
@@ -114,9 +181,3 @@ def _check_shapes(name: str, param: Tensor, group: Mapping[str, Any], state: Map
                 f"state {key!r} of {name} has shape {tuple(value.shape)}, this optimizer's {tuple(like.shape)} (the "
                 f"parameter is {tuple(param.shape)}); nothing was loaded"
             )
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    if not names:
-        return "none"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from orthoopt import rules
+from orthoopt.checkpoint import STATE_FORMAT, check_format
 from orthoopt.nonfinite import check_policy
 from orthoopt.rules._options import check_nonnegative
 from orthoopt.scale import check_scale
@@ -30,6 +31,7 @@ OPTIMIZER_KEYS = (
     "weight_decay_mode",
     "maximize",
     "nonfinite",
+    "state_format",
     "share",
     *DEFAULTS,
 )
@@ -74,6 +76,8 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
     complete |= _of_shapes(rule, group, complete, pairs, where)
     complete["params"] = [pair if pair[0] is not None else pair[1] for pair in pairs]
     complete.pop("param_names", None)
+    check_format([complete])
+    complete["state_format"] = STATE_FORMAT
     if rule.is_matrix:
         complete.setdefault("view", _default_view(tensor for _, tensor in pairs))
         complete.setdefault("scale", rule.default_scale)

@@ -7,7 +7,7 @@ lets the rule make directions, and subtracts them scaled. Which rule does what i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import torch
@@ -123,7 +123,9 @@ class OrthoOpt(Optimizer):
             self._steps, self._guard, self._recorder, self._last = 0, Guard(), None, None
         self._number = compiled.enlist(self) if "_number" not in self.__dict__ else self._number
         self._list_params()
+        checkpoint.check_format(self.param_groups)
         for group in self.param_groups:
+            group["state_format"] = checkpoint.STATE_FORMAT
             group.setdefault("maximize", False)
             group.setdefault("nonfinite", "skip")
             group.setdefault("share", "auto")
@@ -182,10 +184,15 @@ class OrthoOpt(Optimizer):
 
     def init_state(self) -> None:
         """Create the state of every parameter now, as some frameworks want before the first step."""
+        self._create_state(self.all_params)
+
+    def _create_state(self, params: Collection[Tensor]) -> None:
+        wanted = set(params)
         for group in self.param_groups:
             rule, view = rules.get(group["rule"]), parse_view(group["view"])
             for param in group["params"]:
-                self._state_of(param, rule, view, rule.options(group))
+                if param in wanted:
+                    self._state_of(param, rule, view, rule.options(group))
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -215,7 +222,10 @@ class OrthoOpt(Optimizer):
             compiled.traced_step(self, self._number)
         else:
             grads = {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
-            self.step_with(grads)
+            if not self.state and checkpoint.only_creates_state(self.param_groups, grads):
+                self._create_state(grads)
+            else:
+                self.step_with(grads)
         return loss
 
     @torch.no_grad()
@@ -414,13 +424,15 @@ class OrthoOpt(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave, matching parameters by name where both sides have names.
 
-        State keeps the dtype it was saved in, float32 moments of bfloat16 parameters included.
+        State keeps the dtype it was saved in, float32 moments of bfloat16 parameters included. See docs/checkpoints.md
+        for ``torch.distributed.checkpoint``, and for what else state can come from.
 
         Args:
             state_dict: from :meth:`state_dict` of an optimizer over the same parameters, in any order.
 
         Raises:
-            ValueError: names or shapes do not match; nothing has been loaded then.
+            ValueError: names or shapes do not match, or the state dict is another optimizer's or a later version's;
+                nothing has been loaded then.
         """
         checkpoint.load(self, state_dict, super().load_state_dict)
 
