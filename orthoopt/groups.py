@@ -110,7 +110,15 @@ def _named(params: Any, names: Any, where: str) -> list[tuple[str | None, Tensor
             raise TypeError(f"{where}: params must be tensors or (name, tensor) pairs, got {type(entry).__name__}")
         pairs.append((name, tensor))
     if len({name is None for name, _ in pairs}) > 1:
-        raise ValueError(f"{where}: all params of a group must have names, or none of them")
+        raise ValueError(
+            f"{where}: all optimizer params should be with/without names. Some param names are missing"
+        )
+    seen: dict[Tensor, str | None] = {}
+    for name, tensor in pairs:
+        if tensor in seen:
+            both = f" as {seen[tensor]!r} and {name!r}" if name is not None else ""
+            raise ValueError(f"{where}: a parameter of shape {tuple(tensor.shape)} is there twice{both}")
+        seen[tensor] = name
     return pairs
 
 
@@ -152,14 +160,20 @@ def _check_padding_row(group: Mapping[str, Any], tensor: Tensor, name: str | Non
         raise ValueError(f"{where}: padding_row={row!r} must be {rows}")
 
 
-def _check_numbers(group: Mapping[str, Any], where: str) -> None:
-    lr, decay = group["lr"], group["weight_decay"]
+def check_rates(lr: Any, weight_decay: Any, where: str) -> None:
+    """Raise ValueError unless both are finite numbers of at least 0; ``lr`` may be a one-element tensor of such."""
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(f"{where}: Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
+        if not lr.dtype.is_floating_point:
+            raise ValueError(f"{where}: Tensor lr must hold a floating point number, got {lr.dtype}")
     else:
         check_nonnegative("lr", lr, where)
-    check_nonnegative("weight_decay", decay, where)
+    check_nonnegative("weight_decay", weight_decay, where)
+
+
+def _check_numbers(group: Mapping[str, Any], where: str) -> None:
+    check_rates(group["lr"], group["weight_decay"], where)
     for tensor in group["params"]:
         dtype = (tensor[1] if isinstance(tensor, tuple) else tensor).dtype
         if not (dtype.is_floating_point or dtype.is_complex) or dtype.itemsize < 2:

@@ -18,7 +18,7 @@ from orthoopt import buckets, checkpoint, compiled, matrix_state, rules
 from orthoopt._work import Work, collect
 from orthoopt.capture import check_capture
 from orthoopt.elementwise import apply_elementwise, measured
-from orthoopt.groups import complete_group
+from orthoopt.groups import check_rates, complete_group
 from orthoopt.kernels import STILL
 from orthoopt.nonfinite import (
     check_policy,
@@ -71,6 +71,7 @@ class OrthoOpt(Optimizer):
         nonfinite: str = "skip",
     ) -> None:
         check_policy(nonfinite)
+        check_rates(lr, weight_decay, "defaults")
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode, "maximize": maximize,
             "nonfinite": nonfinite,
