@@ -38,8 +38,10 @@ def load(optimizer: Optimizer, state_dict: dict[str, Any], torch_load: Loader) -
         own_step = () if rules.get(group["rule"]).is_matrix else ("step",)
         for param, index in zip(group["params"], saved_group["params"], strict=True):
             for key, value in matched["state"].get(index, {}).items():
-                if isinstance(value, Tensor) and key not in own_step:
-                    optimizer.state[param][key] = value.detach().to(param.device).clone()
+                if isinstance(value, Tensor):
+                    # A copy in any case: torch would share a step with the optimizer that the state came from.
+                    value = value if key in own_step else value.detach().to(param.device)
+                    optimizer.state[param][key] = value.detach().clone()
 
 
 def arrange(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _inputs(constructor: type[OrthoOpt]) -> Callable[..., list[Any]]:
         "AuON": [{"variant": "paper"}],
         "Symmetry": [{"plan": "symmetry_hybrid"}],
         "PolarGrad": [{"order": "polar_first"}, {"adam_lr": 0.002}],
-        "Scion": [{"constrained": False}, {"norms": {"hidden": "row"}}],
+        "Scion": [{"constrained": False}, {"norms": {"hidden": "row_norm"}}],
         "Trion": [{"rank": 2}],
         "DCTAdamW": [{"rank": 3, "error_feedback": True}],
         "RowNorm": [{"axis": "cols"}],
