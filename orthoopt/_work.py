@@ -56,12 +56,18 @@ def collect(group: dict[str, Any], grads: Mapping[Tensor, Tensor]) -> Iterable[W
 def _check_gradient(name: str, param: Tensor, grad: Tensor, rule: Rule) -> None:
     complex_ = grad.dtype.is_complex or param.dtype.is_complex
     whole = not rule.is_matrix or (param.ndim >= 2 and type(param) is torch.nn.Parameter)
-    if whole and type(grad) is Tensor and grad.layout is torch.strided and not complex_:
+    fits = grad.shape == param.shape and grad.device == param.device and grad.dtype.is_floating_point
+    if whole and fits and type(grad) is Tensor and grad.layout is torch.strided:
         return  # as nearly always
     if grad.is_sparse or grad.layout is not torch.strided:
         raise RuntimeError(f"orthoopt does not support sparse gradients; {name} has layout {grad.layout}")
     if complex_:
         raise RuntimeError(f"orthoopt does not support complex parameters; {name} is {param.dtype}")
+    if not fits:
+        raise RuntimeError(
+            f"the gradient of {name} must be a floating point tensor of shape {tuple(param.shape)} on {param.device}, "
+            f"got {grad.dtype}, shape {tuple(grad.shape)}, on {grad.device}"
+        )
     if not rule.is_matrix:
         return
     if param.ndim < 2:

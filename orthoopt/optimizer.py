@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from orthoopt import buckets, checkpoint, compiled, matrix_state, rules
 from orthoopt._work import Work, collect
 from orthoopt.capture import check_capture
+from orthoopt.checks import SeenState, check_group, check_loaded
 from orthoopt.elementwise import apply_elementwise, measured
 from orthoopt.groups import check_rates, complete_group
 from orthoopt.kernels import STILL
@@ -78,6 +79,7 @@ class OrthoOpt(Optimizer):
         }  # fmt: skip
         self._skipped: int | Tensor = 0
         self._matrices, self._number = Matrices(), compiled.enlist(self)
+        self._seen_options, self._seen_state = set[Any](), SeenState()
         super().__init__(params, defaults)  # type: ignore[arg-type]  # torch wants dict where a Mapping will do
         # Cyclic schedulers look for one of these among the defaults, and cycle it in every group. They write momentum,
         # but read betas, so those must be in all groups.
@@ -92,6 +94,7 @@ class OrthoOpt(Optimizer):
         super().__setstate__(state)
         self._skipped = 0 if "_skipped" not in self.__dict__ else self._skipped
         self._matrices = Matrices()
+        self._seen_options, self._seen_state = set[Any](), SeenState()
         self._number = compiled.enlist(self) if "_number" not in self.__dict__ else self._number
         self._list_params()
         for group in self.param_groups:
@@ -175,7 +178,10 @@ class OrthoOpt(Optimizer):
         Raises:
             as :meth:`step`.
         """
+        for number, group in enumerate(self.param_groups):
+            check_group(group, number, self._seen_options)
         work = [part for group in self.param_groups for part in collect(group, grads)]
+        self._seen_state.check(work, self.state)
         check_capture(work, self.state)
         gates = self._admit(work)
         if gates is None:
@@ -290,7 +296,14 @@ class OrthoOpt(Optimizer):
         Raises:
             ValueError: names or shapes do not match; nothing has been loaded then.
         """
-        checkpoint.load(self, state_dict, super().load_state_dict)
+        groups, state = self.param_groups, self.state
+        try:
+            checkpoint.load(self, state_dict, super().load_state_dict)
+            check_loaded(self.param_groups, self.state)
+        except BaseException:
+            self.param_groups, self.state = groups, state
+            self._list_params()
+            raise
 
 
 def _computed(tensor: Tensor) -> Tensor:
