@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from orthoopt import rules
+from orthoopt.checks import check_structure, completed
 from orthoopt.matrix_state import expected_state
 from orthoopt.views import parse_view
 
@@ -50,6 +51,7 @@ def arrange(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
     Raises:
         ValueError: names differ, parameters are grouped in another way, or a state's shape does not fit.
     """
+    check_structure(state_dict)
     saved_groups = state_dict["param_groups"]
     ours = [group.get("param_names") for group in groups]
     theirs = [group.get("param_names") for group in saved_groups]
@@ -57,6 +59,8 @@ def arrange(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
         saved_groups = _by_name(groups, saved_groups)
     else:
         _check_positions(groups, saved_groups)
+    pairs = enumerate(zip(groups, saved_groups, strict=True))
+    saved_groups = [completed(group, saved, number) for number, (group, saved) in pairs]
     for group, saved in zip(groups, saved_groups, strict=True):
         names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
         for name, param, index in zip(names, group["params"], saved["params"], strict=True):

@@ -63,6 +63,8 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
             f"{where} has no 'rule'; known rules: {', '.join(rules.names())}. orthoopt.param_groups(model) makes "
             "groups with rules; without the model's names a rule cannot be guessed"
         )
+    if "params" not in group:
+        raise ValueError(f"{where} has no 'params'; its keys: {', '.join(map(str, group))}")
     rule = _rule_of(group, where)
     rule.reject_unknown(list(group), (*OPTIMIZER_KEYS, *FOREIGN_KEYS), where)
     complete = {**defaults, **rule.defaults, **group}

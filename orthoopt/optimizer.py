@@ -313,7 +313,8 @@ def _computed(tensor: Tensor) -> Tensor:
 
 def _computed_gradients(part: Work, gate: Tensor | None) -> Tensors:
     """What ``accumulate`` gets: float32 or wider, finite where the gate is 0, and of the function that is minimized."""
-    grads = [_computed(grad) for grad in part.grads]
+    pairs = zip(part.params, part.grads, strict=True)  # a gradient may be wider than its parameter, state is not
+    grads = [grad.to(torch.promote_types(param.dtype, torch.float32)) for param, grad in pairs]
     if gate is not None:
         grads = without_nonfinite(grads, gate)
     return torch._foreach_neg(grads) if part.group["maximize"] else grads
