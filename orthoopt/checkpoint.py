@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from orthoopt import rules
-from orthoopt.checks import check_structure, completed
+from orthoopt.checks import check_saved, check_structure, completed
 from orthoopt.matrix_state import expected_state
 from orthoopt.views import parse_view
 
@@ -65,6 +65,7 @@ def arrange(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
         names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
         for name, param, index in zip(names, group["params"], saved["params"], strict=True):
             _check_shapes(name, param, {**group, **saved}, state_dict["state"].get(index, {}))
+            check_saved({**group, **saved}, name, param, state_dict["state"].get(index, {}))
     return {**state_dict, "param_groups": saved_groups}
 
 

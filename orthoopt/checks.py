@@ -182,16 +182,21 @@ def check_loaded(groups: Sequence[Mapping[str, Any]], states: MutableMapping[Ten
             check_group(group, number, set())
         except TypeError as error:
             raise ValueError(str(error)) from None
-        rule = rules.get(group["rule"])
         names = group.get("param_names") or [f"parameter {i} of its group" for i in range(len(group["params"]))]
         for name, param in zip(names, group["params"], strict=True):
-            state = states.get(param, {})
-            if not isinstance(state, Mapping):
-                raise ValueError(f"the state of {name} must be a dict, got {state!r:.80}")
-            try:
-                check_state(group, rule, name, param, state)
-            except RuntimeError as error:
-                raise ValueError(str(error)) from None
+            check_saved(group, name, param, states.get(param, {}))
+
+
+def check_saved(group: Mapping[str, Any], name: str, param: Tensor, state: Any) -> None:
+    """Raise ValueError unless this is the state of the parameter, somewhere."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the state of {name} must be a dict, got {state!r:.80}; nothing was loaded")
+    rule = rules.get(group["rule"])
+    options = {key: group.get(key, default) for key, default in rule.defaults.items()}
+    try:
+        check_state({**group, **options}, rule, name, param, state)
+    except RuntimeError as error:
+        raise ValueError(f"{error}; nothing was loaded") from None
 
 
 def check_structure(state_dict: Any) -> None:

@@ -82,11 +82,13 @@ def test_keys_of_a_new_group(rule: str, place: int, how: str, data: st.DataObjec
         return
     if wrong == key:
         return
-    if key in group:
+    if how == "foreign":
+        group[wrong] = 0.5
+    elif key in group:
         group[wrong] = group.pop(key)
     else:
         group[wrong] = 0.5
-    lost = how != "foreign" and key in ("rule", "params")
+    lost = how != "foreign" and key in ("rule", "params")  # there is no such key then
     assert not happens(training, lambda: OrthoOpt(groups), key if lost else wrong)
 
 
@@ -244,7 +246,10 @@ def test_state(rule: str, name: str, how: str, loading: bool, data: st.DataObjec
     if happens(training, training.optimizer.step, name):
         twin.optimizer.step()
         for one, param in training.params.items():
-            assert bits(param) == bits(twin.params[one]), one
+            if how == "turned":  # another kernel reads it, which may round a sum once less
+                torch.testing.assert_close(param, twin.params[one], atol=1e-5, rtol=1e-5)
+            else:
+                assert bits(param) == bits(twin.params[one]), one
 
 
 def _swap_names(saved: dict[str, Any]) -> None:
