@@ -1,8 +1,8 @@
 """What a step or a load needs of groups, gradients and state, checked before anything moves.
 
 Schedulers, frameworks and people write into ``param_groups`` and ``state`` while an optimizer lives, and replace what
-parameters hold. A step that finds a mistake halfway would leave one half of a model updated, so it looks first: at values
-that it has not seen yet, for what it has seen is remembered.
+parameters hold. A step that finds a mistake halfway would leave one half of a model updated, so it looks first: at
+values that it has not seen yet, for what it has seen is remembered.
 """
 
 from __future__ import annotations

@@ -150,9 +150,7 @@ def _named(params: Any, names: Any, where: str) -> list[tuple[str | None, Tensor
             raise TypeError(f"{where}: params must be tensors or (name, tensor) pairs, got {entry!r:.80}")
         pairs.append((name, tensor))
     if len({name is None for name, _ in pairs}) > 1:
-        raise ValueError(
-            f"{where}: all optimizer params should be with/without names. Some param names are missing"
-        )
+        raise ValueError(f"{where}: all optimizer params should be with/without names. Some param names are missing")
     seen: dict[Tensor, str | None] = {}
     for name, tensor in pairs:
         if tensor in seen:

@@ -178,6 +178,11 @@ class OrthoOpt(Optimizer):
         Raises:
             as :meth:`step`.
         """
+        if torch.is_inference_mode_enabled() and not any(param.is_inference() for param in grads):
+            # State made in that mode could not be written outside of it, nor could what caches keep.
+            with torch.inference_mode(False), torch.no_grad():
+                self.step_with(grads)
+            return
         for number, group in enumerate(self.param_groups):
             check_group(group, number, self._seen_options)
         work = [part for group in self.param_groups for part in collect(group, grads)]

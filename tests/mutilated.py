@@ -63,7 +63,7 @@ def bits(value: Any) -> Any:
 
 
 def happens(training: Training, act: Any, name: str) -> bool:
-    """Whether ``act()`` goes through; else it raised an error on the list that has ``name`` in it, and left no trace."""
+    """Whether ``act()`` goes through; if not, its error is on the list and has ``name`` in it, and nothing changed."""
     before = training.all_bits()
     try:
         act()

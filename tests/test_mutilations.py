@@ -180,7 +180,11 @@ def test_gradients(rule: str, name: str, how: str, raising: bool) -> None:
         assert how in ("sparse", "complex", "integer", "meta", "flat", "larger", "empty")
         return
     twin.params[name].grad = None
-    clean = {twin.params[n]: g.detach().clone().contiguous() for n, p in training.params.items() if (g := given.get(p)) is not None}
+    clean = {
+        twin.params[n]: g.detach().clone().contiguous()
+        for n, p in training.params.items()
+        if (g := given.get(p)) is not None
+    }
     twin.optimizer.step_with(clean)
     for key, value in training.params.items():
         if how == "its parameter" and key == name:
@@ -264,7 +268,9 @@ def _merge(saved: dict[str, Any]) -> None:
 
 def _split(saved: dict[str, Any]) -> None:
     first, *rest = saved["param_groups"]
-    halves = [{**first, "params": [p], "param_names": [n]} for p, n in zip(first["params"], first["param_names"], strict=True)]
+    halves = [
+        {**first, "params": [p], "param_names": [n]} for p, n in zip(first["params"], first["param_names"], strict=True)
+    ]
     saved["param_groups"] = [*halves, *rest]
 
 

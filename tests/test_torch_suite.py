@@ -138,7 +138,10 @@ class TestTorchSuite(utils.TestCase):
             other.kwargs["lr"] = lr = torch.full(shape, 1e-3, dtype=dtype)
             plain, same = weight_and_bias(device, dtype), []
             same = [nn.Parameter(value) for value in values(*plain)]
-            optimizers = build(optim_info.optim_cls, plain, **one.kwargs), build(optim_info.optim_cls, same, **other.kwargs)
+            optimizers = (
+                build(optim_info.optim_cls, plain, **one.kwargs),
+                build(optim_info.optim_cls, same, **other.kwargs),
+            )
             x = torch.randn(5, device=device, dtype=dtype)
             for step in range(4):
                 for optimizer, params in zip(optimizers, (plain, same), strict=True):
@@ -173,7 +176,10 @@ class TestTorchSuite(utils.TestCase):
             [{"params": list(one)}, {"params": list(other), key: settings[1][key]}],
             **settings[0],
         )
-        apart = [build(optim_info.optim_cls, copies[:2], **settings[0]), build(optim_info.optim_cls, copies[2:], **settings[1])]
+        apart = [
+            build(optim_info.optim_cls, copies[:2], **settings[0]),
+            build(optim_info.optim_cls, copies[2:], **settings[1]),
+        ]
         for _ in range(3):
             for param, twin in zip((*one, *other), copies, strict=True):
                 param.grad = torch.randn_like(param)

@@ -99,7 +99,9 @@ def _errors(constructor: type[OrthoOpt]) -> Callable[..., list[Any]]:
         scion = constructor.__name__ == "Scion"
         decay = "Scion has no weight decay" if scion else "weight_decay must be a number of at least 0, got -1"
         # The others take what can be trained, which integers cannot.
-        integers = (TypeError, "got torch.int64") if constructor is OrthoOpt else (ValueError, "no trainable parameters")
+        integers = (
+            (TypeError, "got torch.int64") if constructor is OrthoOpt else (ValueError, "no trainable parameters")
+        )
         # What torch warns of, and will refuse, is refused, or taken once where parameters are routed.
         shared = [e for e in common.get_error_inputs_for_all_optims(device, dtype) if e.error_type is not UserWarning]
         return [
