@@ -178,6 +178,7 @@ class OrthoOpt(Optimizer):
         Raises:
             as :meth:`step`.
         """
+        self._opt_called = True  # what torch's schedulers ask, see below
         if torch.is_inference_mode_enabled() and not any(param.is_inference() for param in grads):
             # State made in that mode could not be written outside of it, nor could what caches keep.
             with torch.inference_mode(False), torch.no_grad():
@@ -309,6 +310,11 @@ class OrthoOpt(Optimizer):
             self.param_groups, self.state = groups, state
             self._list_params()
             raise
+
+
+# A scheduler puts a function of its own before ``step``, to see it called; torch.compile must not trace that function,
+# and breaks its graph there. It leaves a ``step`` alone that says it is wrapped already, and asks for ``_opt_called``.
+OrthoOpt.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
 
 def _computed(tensor: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ torch's other names
 
 - ``foreach``, ``fused``, ``differentiable`` and ``capturable`` name choices that these optimizers do not have, so
   ``test_fused_*``, ``test_foreach_large_tensor``, ``test_peak_memory_foreach``, ``test_defaults_changed_to_foreach``,
-  ``test_non_empty_state``'s flags and ``TestDifferentiableOptimizer`` have no counterpart. What ``capturable`` is for is
+  and ``TestDifferentiableOptimizer`` have no counterpart. What ``capturable`` is for is
   in ``test_compile.py`` and ``test_gpu.py``, memory in ``bench/``, and that stacking equals looping is
   ``test_foreach_matches_forloop`` below and ``test_buckets.py``;
-- ``test_complex``, ``test_complex_2d``, ``test_rosenbrock_sparse``: complex and sparse are refused, see ``test_errors``;
+- ``test_complex``, ``test_complex_2d``, ``test_rosenbrock_sparse``: both are refused, see ``test_errors``;
 - ``test_forloop_goes_right_direction_multigpu`` and ``test_can_load_on_other_device`` need accelerators:
   ``test_gpu.py``;
 - ``test_adamw_serialization``, ``test_less_mem_beta1_zero_adafactor`` and the like are about one optimizer of torch's.
@@ -136,7 +136,7 @@ class TestTorchSuite(utils.TestCase):
         for one, other in zip(*inputs, strict=True):
             one.kwargs["lr"] = 1e-3
             other.kwargs["lr"] = lr = torch.full(shape, 1e-3, dtype=dtype)
-            plain, same = weight_and_bias(device, dtype), []
+            plain = weight_and_bias(device, dtype)
             same = [nn.Parameter(value) for value in values(*plain)]
             optimizers = (
                 build(optim_info.optim_cls, plain, **one.kwargs),
@@ -286,7 +286,7 @@ class TestTorchSuite(utils.TestCase):
     @optims(INFOS, dtypes=[torch.float32])
     def test_grad_scaling_autocast(self, device: Any, dtype: torch.dtype, optim_info: Any, finite: bool) -> None:
         """torch's is ``..._fused_optimizers``: here the scaler unscales, and skips steps that overflow."""
-        scaled, plain = weight_and_bias(device, dtype), []
+        scaled = weight_and_bias(device, dtype)
         plain = [nn.Parameter(value) for value in values(*scaled)]
         ours, theirs = (build(optim_info.optim_cls, params, lr=0.01) for params in (scaled, plain))
         scaler = torch.amp.GradScaler(torch.device(device).type, init_scale=2.0**10)
