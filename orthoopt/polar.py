@@ -127,7 +127,7 @@ def _by_svd(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     lost: Tensor | None = None
     try:
         u, s, vh = torch.linalg.svd(x, full_matrices=False)
-    except torch._C._LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not list it among its exports
         # LAPACK gives up on all of a batch where one matrix is not finite. Nothing else does: what is lost is NaN.
         lost = ~torch.isfinite(x).all(-1, keepdim=True).all(-2, keepdim=True)
         if not lost.any():
