@@ -59,7 +59,8 @@ def _check_gradient(name: str, param: Tensor, grad: Tensor, rule: Rule) -> None:
     complex_ = grad.dtype.is_complex or param.dtype.is_complex
     whole = type(param) is torch.nn.Parameter and (not rule.is_matrix or param.ndim >= 2)
     is_flat = param.ndim == 1 and getattr(param, "_is_flat_param", False)
-    if whole and not is_flat and type(grad) is Tensor and grad.layout is torch.strided and not complex_:
+    fits = grad.shape == param.shape and grad.device == param.device and grad.dtype.is_floating_point
+    if whole and fits and not is_flat and type(grad) is Tensor and grad.layout is torch.strided and not complex_:
         return  # as nearly always
     if grad.is_sparse or grad.layout is not torch.strided:
         raise RuntimeError(f"orthoopt does not support sparse gradients; {name} has layout {grad.layout}")
@@ -69,6 +70,11 @@ def _check_gradient(name: str, param: Tensor, grad: Tensor, rule: Rule) -> None:
         raise RuntimeError(
             f"{name} is a FlatParameter: FSDP1 makes one of many, and which is which cannot be seen. Shard the model "
             "with FSDP2 (torch.distributed.fsdp.fully_shard), or use DistributedDataParallel"
+        )
+    if not fits:
+        raise RuntimeError(
+            f"the gradient of {name} must be a floating point tensor of shape {tuple(param.shape)} on {param.device}, "
+            f"got {grad.dtype}, shape {tuple(grad.shape)}, on {grad.device}"
         )
     if not rule.is_matrix:
         return

@@ -10,30 +10,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from orthoopt import rules
+from orthoopt.checks import check_saved, check_structure, completed
 from orthoopt.matching import match_groups
 from orthoopt.matrix_state import expected_state, new_state
 from orthoopt.nonfinite import local_part
+from orthoopt.state_format import check_format
 from orthoopt.views import parse_view
 
 Loader = Callable[[dict[str, Any]], None]
-
-STATE_FORMAT = 1
-"""The form of the state that this version writes, kept in every group as ``state_format``.
-
-A group is the one place that ``torch.distributed.checkpoint``, flattened or not, carries along. A change of what a
-state key means or of its shape raises it; new options with defaults do not.
-"""
-
-
-def check_format(groups: Iterable[Mapping[str, Any]]) -> None:
-    """Raise ValueError if a group was written in a later form than :data:`STATE_FORMAT`."""
-    for group in groups:
-        saved = group.get("state_format", STATE_FORMAT)
-        if not isinstance(saved, int) or saved > STATE_FORMAT:
-            raise ValueError(
-                f"this state has state_format={saved!r}, this version of orthoopt reads up to {STATE_FORMAT}: load it "
-                "with the version that wrote it, or a later one; nothing was loaded"
-            )
 
 
 def only_creates_state(groups: list[dict[str, Any]], grads: Mapping[Tensor, Tensor]) -> bool:
@@ -90,13 +74,17 @@ def arrange(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
         ValueError: it is another optimizer's or a later version's, names differ, parameters are grouped in another
             way, or a state's shape does not fit.
     """
+    check_structure(state_dict)
     _check_ours(state_dict["param_groups"])
     check_format(state_dict["param_groups"])
-    saved_groups = [_with_tuples(saved) for saved in match_groups(groups, state_dict["param_groups"])]
+    matched = [_with_tuples(saved) for saved in match_groups(groups, state_dict["param_groups"])]
+    pairs = enumerate(zip(groups, matched, strict=True))
+    saved_groups = [completed(group, saved, number) for number, (group, saved) in pairs]
     for group, saved in zip(groups, saved_groups, strict=True):
         names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
         for name, param, index in zip(names, group["params"], saved["params"], strict=True):
             _check_shapes(name, param, {**group, **saved}, state_dict["state"].get(index, {}))
+            check_saved({**group, **saved}, name, param, state_dict["state"].get(index, {}))
     return {**state_dict, "param_groups": saved_groups}
 
 

@@ -159,6 +159,10 @@ def names() -> list[str]:
     return sorted(TABLES)
 
 
+MAX_STEPS = 1000
+"""More would not converge any further, and not end either."""
+
+
 @functools.lru_cache(maxsize=256)
 def _named(name: str, steps: int) -> Table:
     if name in _REFUSED:
@@ -183,8 +187,8 @@ def resolve_coefficients(coefficients: str | Triple | Sequence[Triple], steps: i
     Raises:
         ValueError: the name, the shape of the coefficients or the number of steps is wrong.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        raise ValueError(f"steps must be a whole number of at least 1 and at most {MAX_STEPS}, got {steps!r}")
     if isinstance(coefficients, str):
         return _named(coefficients, steps)
     rows: tuple[Any, ...] = tuple(coefficients)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor, nn
 
 from orthoopt import entries, overriding, plan_files, plans, rules
+from orthoopt.groups import check_rates
 from orthoopt.roles import ROLES, Classified, classify
 from orthoopt.views import parse_view
 
@@ -87,6 +88,7 @@ def assign(
     elsewhere: Sequence[str] = (),
 ) -> list[Assignment]:
     """Role, view and group options of every trainable parameter, in the model's order; see :func:`param_groups`."""
+    check_rates(lr, weight_decay, "param_groups")  # as they were given, before multipliers
     chosen = plan_files.resolve(plan, options)
     classified = classify(params)
     if not classified:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from orthoopt import rules
-from orthoopt.checkpoint import STATE_FORMAT, check_format
-from orthoopt.nonfinite import check_policy
+from orthoopt.nonfinite import check_policy, host_can_read
 from orthoopt.rules._options import check_nonnegative
 from orthoopt.scale import check_scale
-from orthoopt.sharing import check_share
+from orthoopt.sharing import SHARES, check_share
+from orthoopt.state_format import STATE_FORMAT, check_format
 from orthoopt.step_options import DEFAULTS, check_dtype, check_options
 from orthoopt.views import parse_view
 from orthoopt.weight_decay import check_mode
@@ -69,7 +69,9 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
             f"{where} has no 'rule'; known rules: {', '.join(rules.names())}. orthoopt.param_groups(model) makes "
             "groups with rules; without the model's names a rule cannot be guessed"
         )
-    rule = rules.get(group["rule"])
+    if "params" not in group:
+        raise ValueError(f"{where} has no 'params'; its keys: {', '.join(map(str, group))}")
+    rule = _rule_of(group, where)
     rule.reject_unknown(list(group), (*OPTIMIZER_KEYS, *FOREIGN_KEYS), where)
     complete = {**defaults, **rule.defaults, **group}
     pairs = _named(group["params"], group.get("param_names"), where)
@@ -81,20 +83,13 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
     if rule.is_matrix:
         complete.setdefault("view", _default_view(tensor for _, tensor in pairs))
         complete.setdefault("scale", rule.default_scale)
-        check_scale(complete["scale"], where)
     else:
         complete["view"] = complete.get("view", "vector") if rule.uses_views else "vector"
         if "scale" in group:
             raise TypeError(f"{where}: 'scale' is for matrix rules, the rule is {rule.name!r}")
     _check_numbers(complete, where)
-    check_mode(complete["weight_decay_mode"], where)
-    check_policy(complete["nonfinite"], where)
-    check_share(complete["share"], where)
-    check_options(complete, where)
-    rule.validate(complete, where)
+    check_values(complete, where)
     view = parse_view(complete["view"])
-    if rule.is_matrix and not view.is_matrix:
-        raise ValueError(f"{where}: rule {rule.name!r} needs matrices, view={complete['view']!r} has none")
     for name, tensor in pairs:
         check_dtype(complete, tensor, name, where)
         if view.is_matrix:
@@ -104,24 +99,75 @@ def complete_group(group: Mapping[str, Any], defaults: Mapping[str, Any], number
     return complete
 
 
+def check_values(group: Mapping[str, Any], where: str) -> None:
+    """Raise unless every value of a complete group, but lr and weight decay, is one that its key may have.
+
+    Raises:
+        TypeError: a rule that is no string.
+        ValueError: naming the key, the value and what is allowed.
+    """
+    rule = _rule_of(group, where)
+    for key in (*rule.defaults, *(("scale",) if rule.is_matrix else ())):
+        if key not in group:
+            raise ValueError(f"{where} has no {key!r} any more, an option of rule {rule.name!r}")
+    check_mode(group["weight_decay_mode"], where)
+    check_policy(group["nonfinite"], where)
+    check_share(group.get("share", SHARES[0]), where)
+    check_options(group, where)
+    if not isinstance(group["maximize"], bool):
+        raise ValueError(f"{where}: maximize must be True or False, got {group['maximize']!r}")
+    if not isinstance(group.get("role", ""), str):
+        raise ValueError(f"{where}: role must be a string, got {group['role']!r}")
+    rule.validate(group, where)
+    if rule.is_matrix:
+        check_scale(group["scale"], where)
+    if not isinstance(group["view"], str):
+        raise ValueError(f"{where}: view must be a string such as 'matrix', got {group['view']!r}")
+    view = parse_view(group["view"])
+    if rule.is_matrix and not view.is_matrix:
+        raise ValueError(f"{where}: rule {rule.name!r} needs matrices, view={group['view']!r} has none")
+
+
+def _rule_of(group: Mapping[str, Any], where: str) -> rules.Rule:
+    name = group["rule"]
+    if not isinstance(name, str):
+        raise TypeError(f"{where}: rule must be a string, got {name!r}. Known rules: {', '.join(rules.names())}")
+    try:
+        return rules.get(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
 def _named(params: Any, names: Any, where: str) -> list[tuple[str | None, Tensor]]:
     if isinstance(params, Tensor):
         params = [params]
     if isinstance(params, set):
         raise TypeError(f"{where}: params must be ordered, got a set")
+    if not isinstance(params, Iterable):
+        raise TypeError(f"{where}: params must be tensors or (name, tensor) pairs, got {params!r:.80}")
     entries = list(params)
     if names is not None:
+        if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+            raise TypeError(f"{where}: param_names must be a list of strings, got {names!r:.80}")
+        if any(isinstance(entry, tuple | list) for entry in entries):
+            raise TypeError(f"{where}: params have names already, param_names={names!r:.80} are there too")
         if len(names) != len(entries):
             raise ValueError(f"{where}: {len(entries)} params but {len(names)} param_names")
         entries = list(zip(names, entries, strict=True))
     pairs: list[tuple[str | None, Tensor]] = []
     for entry in entries:
         name, tensor = entry if isinstance(entry, tuple | list) and len(entry) == 2 else (None, entry)
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{where}: params must be tensors or (name, tensor) pairs, got {type(entry).__name__}")
+        if not isinstance(tensor, Tensor) or not isinstance(name, str | None):
+            raise TypeError(f"{where}: params must be tensors or (name, tensor) pairs, got {entry!r:.80}")
         pairs.append((name, tensor))
     if len({name is None for name, _ in pairs}) > 1:
-        raise ValueError(f"{where}: all params of a group must have names, or none of them")
+        raise ValueError(f"{where}: all optimizer params should be with/without names. Some param names are missing")
+    seen: dict[Tensor, str | None] = {}
+    for name, tensor in pairs:
+        if tensor in seen:
+            both = f" as {seen[tensor]!r} and {name!r}" if name is not None else ""
+            raise ValueError(f"{where}: a parameter of shape {tuple(tensor.shape)} is there twice{both}")
+        seen[tensor] = name
     return pairs
 
 
@@ -163,14 +209,26 @@ def _check_padding_row(group: Mapping[str, Any], tensor: Tensor, name: str | Non
         raise ValueError(f"{where}: padding_row={row!r} must be {rows}")
 
 
-def _check_numbers(group: Mapping[str, Any], where: str) -> None:
-    lr, decay = group["lr"], group["weight_decay"]
+MOST_RATE = 1e15
+"""The largest learning rate and weight decay: what is larger overflows float32 in the course of a step."""
+
+
+def check_rates(lr: Any, weight_decay: Any, where: str) -> None:
+    """Raise ValueError unless both are finite numbers of at least 0; ``lr`` may be a one-element tensor of such."""
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(f"{where}: Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
-    else:
-        check_nonnegative("lr", lr, where)
-    check_nonnegative("weight_decay", decay, where)
+        if not lr.dtype.is_floating_point:
+            raise ValueError(f"{where}: Tensor lr must hold a floating point number, got {lr.dtype}")
+        lr = lr.item() if host_can_read(lr.device) else 0.0  # elsewhere a look would wait for the device
+    for key, value in (("lr", lr), ("weight_decay", weight_decay)):
+        check_nonnegative(key, value, where)
+        if value > MOST_RATE:
+            raise ValueError(f"{where}: {key} must be a number from 0 to {MOST_RATE:g}, got {value!r}")
+
+
+def _check_numbers(group: Mapping[str, Any], where: str) -> None:
+    check_rates(group["lr"], group["weight_decay"], where)
     for tensor in group["params"]:
         dtype = (tensor[1] if isinstance(tensor, tuple) else tensor).dtype
         if not (dtype.is_floating_point or dtype.is_complex) or dtype.itemsize < 2:

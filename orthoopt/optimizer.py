@@ -18,9 +18,10 @@ from orthoopt import buckets, checkpoint, compiled, matrix_state, rules, staging
 from orthoopt._work import Work, collect
 from orthoopt.autocast import without_autocast
 from orthoopt.capture import check_capture
+from orthoopt.checks import SeenState, check_group, check_loaded
 from orthoopt.diagnostics import Recorder, state_bytes
 from orthoopt.elementwise import apply_elementwise, measured
-from orthoopt.groups import complete_group
+from orthoopt.groups import check_rates, complete_group
 from orthoopt.guard import Guard, LargeUpdate, must_hold_back
 from orthoopt.kernels import STILL, Moving
 from orthoopt.nonfinite import (
@@ -35,6 +36,7 @@ from orthoopt.prepared import Matrices
 from orthoopt.rules import Rule, Tensors
 from orthoopt.sharing import check_share, is_one_of_many, new_engine
 from orthoopt.spelling import near
+from orthoopt.state_format import STATE_FORMAT, check_format
 from orthoopt.step_options import DEFAULTS, StepOptions, check_options
 from orthoopt.views import View, parse_view
 from orthoopt.weight_decay import Decay, decay_of
@@ -95,6 +97,7 @@ class OrthoOpt(Optimizer):
                     f"{', '.join(known)}"
                 )
         check_options(step_options)
+        check_rates(lr, weight_decay, "defaults")
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode, "maximize": maximize,
             "nonfinite": nonfinite, "share": share, **DEFAULTS, **step_options,
@@ -105,6 +108,7 @@ class OrthoOpt(Optimizer):
         self._last: Recorder | None = None
         self._matrices, self._number = Matrices(), compiled.enlist(self)
         self._engine: Engine | None = None
+        self._seen_options, self._seen_state = set[Any](), SeenState()
         super().__init__(params, defaults)  # type: ignore[arg-type]  # torch wants dict where a Mapping will do
         # Cyclic schedulers look for one of these among the defaults, and cycle it in every group. They write momentum,
         # but read betas, so those must be in all groups.
@@ -119,13 +123,14 @@ class OrthoOpt(Optimizer):
         super().__setstate__(state)
         self._skipped = 0 if "_skipped" not in self.__dict__ else self._skipped
         self._matrices, self._engine = Matrices(), None
+        self._seen_options, self._seen_state = set[Any](), SeenState()
         if "_guard" not in self.__dict__:
             self._steps, self._guard, self._recorder, self._last = 0, Guard(), None, None
         self._number = compiled.enlist(self) if "_number" not in self.__dict__ else self._number
         self._list_params()
-        checkpoint.check_format(self.param_groups)
+        check_format(self.param_groups)
         for group in self.param_groups:
-            group["state_format"] = checkpoint.STATE_FORMAT
+            group["state_format"] = STATE_FORMAT
             group.setdefault("maximize", False)
             group.setdefault("nonfinite", "skip")
             group.setdefault("share", "auto")
@@ -239,7 +244,16 @@ class OrthoOpt(Optimizer):
         Raises:
             as :meth:`step`.
         """
+        self._opt_called = True  # what torch's schedulers ask, see below
+        if torch.is_inference_mode_enabled() and not any(param.is_inference() for param in grads):
+            # State made in that mode could not be written outside of it, nor could what caches keep.
+            with torch.inference_mode(False), torch.no_grad():
+                self.step_with(grads)
+            return
+        for number, group in enumerate(self.param_groups):
+            check_group(group, number, self._seen_options)
         work = [part for group in self.param_groups for part in collect(group, grads)]
+        self._seen_state.check(work, self.state)
         check_capture(work, self.state)
         team = None
         if is_one_of_many():
@@ -434,7 +448,19 @@ class OrthoOpt(Optimizer):
             ValueError: names or shapes do not match, or the state dict is another optimizer's or a later version's;
                 nothing has been loaded then.
         """
-        checkpoint.load(self, state_dict, super().load_state_dict)
+        groups, state = self.param_groups, self.state
+        try:
+            checkpoint.load(self, state_dict, super().load_state_dict)
+            check_loaded(self.param_groups, self.state)
+        except BaseException:
+            self.param_groups, self.state = groups, state
+            self._list_params()
+            raise
+
+
+# A scheduler puts a function of its own before ``step``, to see it called; torch.compile must not trace that function,
+# and breaks its graph there. It leaves a ``step`` alone that says it is wrapped already, and asks for ``_opt_called``.
+OrthoOpt.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
 
 def _computed(tensor: Tensor) -> Tensor:
@@ -444,7 +470,8 @@ def _computed(tensor: Tensor) -> Tensor:
 
 def _computed_gradients(part: Work, gate: Tensor | None) -> Tensors:
     """What ``accumulate`` gets: float32 or wider, finite where the gate is 0, and of the function that is minimized."""
-    grads = [_computed(grad) for grad in part.grads]
+    pairs = zip(part.params, part.grads, strict=True)  # a gradient may be wider than its parameter, state is not
+    grads = [grad.to(torch.promote_types(param.dtype, torch.float32)) for param, grad in pairs]
     if gate is not None:
         grads = without_nonfinite(grads, gate)
     return torch._foreach_neg(grads) if part.group["maximize"] else grads

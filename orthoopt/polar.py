@@ -124,9 +124,19 @@ def rank_tolerance(x: Tensor) -> float:
 def _by_svd(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     x = normalize((x.mT if tall else x).to(working_dtype(x, dtype)))
-    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    lost: Tensor | None = None
+    try:
+        u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not list it among its exports
+        # LAPACK gives up on all of a batch where one matrix is not finite. Nothing else does: what is lost is NaN.
+        lost = ~torch.isfinite(x).all(-1, keepdim=True).all(-2, keepdim=True)
+        if not lost.any():
+            raise
+        u, s, vh = torch.linalg.svd(x.masked_fill(lost, 0), full_matrices=False)
     # Directions that are null to rounding stay null: their singular vectors are arbitrary. ‖X‖_F is one here, and
     # LAPACK leaves up to a quarter of max(rows, cols)·eps in them (a matrix of ones).
     kept = s > rank_tolerance(x)
     factor = (u * kept.unsqueeze(-2)) @ vh
+    if lost is not None:
+        factor = factor.masked_fill(lost, torch.nan)
     return factor.mT if tall else factor

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from orthoopt.checkpoint import STATE_FORMAT, is_distributed
+from orthoopt.checkpoint import is_distributed
+from orthoopt.state_format import STATE_FORMAT
 
 _WRITTEN_BY = "orthoopt"
 

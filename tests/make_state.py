@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from orthoopt import OrthoOpt, state_files
-from orthoopt.checkpoint import STATE_FORMAT
+from orthoopt.state_format import STATE_FORMAT
 
 DATA = Path(__file__).parent / "data"
 GROUPS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,8 @@ from test_checkpoint import saved_and_loaded
 from torch import nn
 
 import orthoopt
-from orthoopt import OrthoOpt, checkpoint, state_files
+from orthoopt import OrthoOpt, state_files
+from orthoopt.state_format import STATE_FORMAT
 
 FILES = sorted(DATA.glob("state_*.pt"))
 
@@ -38,7 +39,7 @@ def test_a_file_of_every_format_loads_and_its_run_goes_on(path: Path, kind: str)
         optimizer.load_state_dict(content["optimizer"])
     else:
         state_files.load_state(optimizer, path.with_suffix(".safetensors"))
-    assert {group["state_format"] for group in optimizer.param_groups} == {checkpoint.STATE_FORMAT}
+    assert {group["state_format"] for group in optimizer.param_groups} == {STATE_FORMAT}
     numbers = {
         name: index
         for group in content["optimizer"]["param_groups"]
@@ -63,7 +64,7 @@ def test_a_file_of_every_format_loads_and_its_run_goes_on(path: Path, kind: str)
 
 
 def test_there_is_a_file_of_this_format() -> None:
-    assert DATA / f"state_{checkpoint.STATE_FORMAT}.pt" in FILES
+    assert DATA / f"state_{STATE_FORMAT}.pt" in FILES
 
 
 def test_the_file_holds_what_this_version_would_write() -> None:
@@ -85,9 +86,9 @@ def test_the_version_survives_every_way_of_saving() -> None:
     params = parameters()
     optimizer = optimizer_of(params)
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
-        assert all(group["state_format"] == checkpoint.STATE_FORMAT for group in other.param_groups)
+        assert all(group["state_format"] == STATE_FORMAT for group in other.param_groups)
     state_dict = saved_and_loaded(optimizer.state_dict())
-    assert all(group["state_format"] == checkpoint.STATE_FORMAT for group in state_dict["param_groups"])
+    assert all(group["state_format"] == STATE_FORMAT for group in state_dict["param_groups"])
 
 
 def test_state_from_before_there_was_a_version_is_of_the_first() -> None:
@@ -97,17 +98,17 @@ def test_state_from_before_there_was_a_version_is_of_the_first() -> None:
     for group in state_dict["param_groups"]:
         del group["state_format"]
     optimizer.load_state_dict(state_dict)
-    assert all(group["state_format"] == checkpoint.STATE_FORMAT for group in optimizer.param_groups)
+    assert all(group["state_format"] == STATE_FORMAT for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("version", [checkpoint.STATE_FORMAT + 1, "2", None])
+@pytest.mark.parametrize("version", [STATE_FORMAT + 1, "2", None])
 def test_a_later_version_is_refused_by_its_number(version: Any) -> None:
     params = parameters()
     optimizer = optimizer_of(params)
     steps(optimizer, params, 0, 1)
     before, state_dict = snapshot(optimizer), saved_and_loaded(optimizer.state_dict())
     state_dict["param_groups"][-1]["state_format"] = version
-    message = rf"state_format={version!r}, this version of orthoopt reads up to {checkpoint.STATE_FORMAT}"
+    message = rf"state_format={version!r}, this version of orthoopt reads up to {STATE_FORMAT}"
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(state_dict)
     assert equal(before, snapshot(optimizer))
@@ -147,7 +148,7 @@ def test_safetensors_name_parameter_and_key_and_hold_the_groups(tmp_path: Path) 
         assert {"muon.wide/momentum_buffer", "dct.wide/exp_avg.0", "dct.wide/exp_avg.1"} <= set(file.keys())
         metadata = file.metadata()
     groups = json.loads(metadata["groups"])
-    assert metadata["state_format"] == str(checkpoint.STATE_FORMAT)
+    assert metadata["state_format"] == str(STATE_FORMAT)
     assert [group["rule"] for group in groups] == [group["rule"] for group in optimizer.param_groups]
     assert groups[0]["betas"] == [0.8, 0.9] and groups[0]["param_names"] == ["adamw.wide", "adamw.tall"]
 

@@ -10,9 +10,10 @@ import torch
 import torch._dynamo as dynamo
 from optimizers import ALL_RULES, equal, optimizer_of, parameters, set_gradients, snapshot
 from torch import Tensor, nn
+from torch.optim import lr_scheduler
 
 import orthoopt
-from orthoopt import OrthoOpt, capture
+from orthoopt import OrthoOpt, capture, plans
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,64 @@ def test_a_compiled_step_is_the_eager_one_and_schedules_recompile_nothing(name: 
         eager.step()
     assert equal(snapshot(compiled), snapshot(eager))
     assert graphs() == 1
+
+
+def breaks_and_recompiles() -> tuple[int, int]:
+    counters = dynamo.utils.counters
+    return sum(counters["graph_break"].values()), graphs() - 1 + sum(counters["recompiles"].values())
+
+
+class Net(nn.Module):
+    """A decoder's kinds of parameter, small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(11, 6), nn.LayerNorm(6)
+        self.up, self.down, self.lm_head = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 11)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.norm(self.embedding(tokens))
+        return self.lm_head(x + self.down(torch.tanh(self.up(x))))
+
+
+_QUICK = [("adamw", False), ("muon", True), ("symmetry_hybrid", False), ("trion", True)]
+_TWENTY = [
+    pytest.param(plan, tensor, marks=() if (plan, tensor) in _QUICK else pytest.mark.slow)
+    for plan in plans.names()
+    for tensor in (False, True)
+]
+
+
+@pytest.mark.parametrize(("plan", "tensor"), _TWENTY)
+def test_twenty_steps_under_a_schedule_are_one_graph_without_breaks(plan: str, tensor: bool) -> None:
+    """Every plan, a warmup and a cosine that move every learning rate at every step, and momenta as well."""
+    nets, optimizers, schedules = [], [], []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(Net())
+        rate = torch.tensor(0.01) if tensor else 0.01
+        optimizer = OrthoOpt(orthoopt.param_groups(nets[-1], plan, lr=rate), lr=rate)
+        parts = [lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 5), lr_scheduler.CosineAnnealingLR(optimizer, 15)]
+        optimizers.append(optimizer)
+        schedules.append(lr_scheduler.SequentialLR(optimizer, parts, [5]))
+    step = torch.compile(lambda: optimizers[0].step(), backend="aot_eager" if tensor else "eager")
+    seen = set()
+    for number in range(20):
+        source = torch.Generator().manual_seed(number)
+        for ours, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+            ours.grad = torch.randn(ours.shape, generator=source)
+            theirs.grad = ours.grad.clone()
+        step()
+        optimizers[1].step()
+        seen.add(float(optimizers[0].param_groups[0]["lr"]))
+        for schedule in schedules:
+            schedule.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                if "momentum" in group:
+                    group["momentum"] = 0.85 + 0.005 * number
+    assert equal(*map(snapshot, optimizers))
+    assert breaks_and_recompiles() == (0, 0) and len(seen) > 15
 
 
 def model_and_optimizer() -> tuple[nn.Module, OrthoOpt]:

@@ -149,7 +149,7 @@ def test_groups_keep_their_own_rate_and_ready_groups_stay() -> None:
     ("call", "error", "message"),
     [
         (lambda: Muon([]), ValueError, "empty parameter list"),
-        (lambda: Muon(torch.randn(3, 3)), TypeError, "got a single Tensor"),
+        (lambda: Muon(torch.randn(3, 3)), TypeError, "an iterable of Tensors or dicts.*got a single Tensor"),
         (
             lambda: Muon(models.qwen3(), adjust_lr_fn="kimi"),
             ValueError,

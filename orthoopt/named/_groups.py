@@ -30,7 +30,10 @@ def groups_from(
     if isinstance(params, nn.Module):
         return param_groups(params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
     if isinstance(params, Tensor):
-        raise TypeError("params must be a model, an iterable of parameters or param groups, got a single Tensor")
+        raise TypeError(
+            "params argument given to the optimizer should be an iterable of Tensors or dicts, or a model, "
+            "but got a single Tensor"
+        )
     entries: list[Any] = list(params)
     if not entries:
         raise ValueError("optimizer got an empty parameter list")

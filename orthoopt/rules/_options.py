@@ -51,7 +51,8 @@ def matches(value: Any, allowed: Any) -> bool:
     if allowed is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if allowed is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        # torch takes no whole number beyond 64 bits where it wants a number.
+        return isinstance(value, float) or (isinstance(value, int) and type(value) is not bool and abs(value) < 2**63)
     return isinstance(value, allowed)
 
 
