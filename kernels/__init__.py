@@ -4,6 +4,7 @@ The references in :mod:`orthoopt.kernels.reference` (matrix products) and :mod:`
 (elementwise) define what every op computes; :mod:`orthoopt.kernels.products` and :mod:`orthoopt.kernels.steps` choose.
 """
 
+from orthoopt.kernels.native_products import is_on as symmetric_products_are_compiled
 from orthoopt.kernels.products import axpy_matmul, symm_matmul, symm_poly, symmetric_share, syrk
 from orthoopt.kernels.reference_steps import STILL, Moving
 from orthoopt.kernels.steps import (
@@ -27,6 +28,7 @@ __all__ = [
     "subtract_updates",
     "symm_matmul",
     "symm_poly",
+    "symmetric_products_are_compiled",
     "symmetric_share",
     "syrk",
 ]

@@ -1,8 +1,9 @@
-"""The compiled loops of :mod:`orthoopt.kernels.native_steps`: ``native.c`` built at first use, kept on disk, loaded.
+"""The compiled loops of ``native_steps`` and ``native_products``: built at first use, kept on disk, loaded.
 
-torch has no fused step for these rules on a CPU, and wheels for every machine are no option: the loops are worth
-having only when built for the very CPU. So the machine's own C compiler makes them, as Triton's does its launchers.
-Without one, or where anything else goes wrong, one line is logged and the caller uses plain torch.
+torch has no fused step for these rules on a CPU, nor a product that computes one triangle, and wheels for every machine
+are no option: the loops are worth having only when built for the very CPU. So the machine's own C compiler makes them,
+as Triton's does its launchers. Without one, or where anything else goes wrong, one line is logged and the caller uses
+plain torch.
 """
 
 from __future__ import annotations
@@ -25,13 +26,28 @@ from typing import Any, NamedTuple
 
 import torch
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.h", "native.c"))
-# No -ffast-math: sums keep their order and NaNs are looked for. Contraction would round differently in the vector part
-# of a loop and in its tail, and so by position.
-FLAGS = (
-    "-O2", "-ftree-vectorize", "-std=gnu11", "-fPIC", "-shared", "-fopenmp-simd", "-ffp-contract=off",
-    "-fno-math-errno", "-fno-trapping-math",
-)  # fmt: skip
+_HERE = Path(__file__).parent
+# No -ffast-math: sums keep their order and NaNs are looked for.
+_FLAGS = ("-std=gnu11", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
+
+
+class Unit(NamedTuple):
+    """What becomes one shared library."""
+
+    name: str
+    sources: tuple[Path, ...]
+    """The last one is compiled; it includes the others."""
+    flags: tuple[str, ...]
+
+
+# Contraction would round differently in the vector part of a loop and in its tail, and so by position.
+STEPS = Unit(
+    "native", (_HERE / "native.h", _HERE / "native.c"), ("-O2", "-ftree-vectorize", "-ffp-contract=off", *_FLAGS)
+)
+# Products are made of fused multiply-adds, every element of the same ones.
+PRODUCTS = Unit(
+    "native_products", (_HERE / "native.h", _HERE / "native_products.c"), ("-O3", "-ffp-contract=fast", *_FLAGS)
+)
 TUNING = {"x86_64": "-march=native", "aarch64": "-mcpu=native"}
 COMPILE_SECONDS = 120
 
@@ -46,6 +62,9 @@ class Library(NamedTuple):
 
     step: Any
     all_finite: Any
+    product: Any
+    tile: tuple[int, int]
+    """Rows and columns of a tile of a product."""
     parallel: int | None
 
 
@@ -74,18 +93,20 @@ def _try_to_load() -> Library | None:
     if os.environ.get("ORTHOOPT_NATIVE") == "0" or sys.platform != "linux" or machine not in TUNING:
         return None
     try:
-        return _load(_built(TUNING[machine]))
+        return _load(*(_built(unit, TUNING[machine]) for unit in (STEPS, PRODUCTS)))
     except Exception as error:  # whatever it is, a step in plain torch is better than none
         logger.info("no compiled loops, steps on the CPU use torch operations: %s", error)
         return None
 
 
-def _load(path: Path) -> Library:
-    loops = ctypes.CDLL(str(path))
+def _load(steps: Path, products: Path) -> Library:
+    loops, multiply = ctypes.CDLL(str(steps)), ctypes.CDLL(str(products))
     pointer, many = ctypes.c_void_p, ctypes.c_int64
     loops.orthoopt_step.argtypes = (ctypes.c_int, ctypes.c_int, many, pointer, pointer, pointer, ctypes.c_int)
     loops.orthoopt_all_finite.argtypes = (many, pointer, pointer, ctypes.c_int)
-    return Library(loops.orthoopt_step, loops.orthoopt_all_finite, _parallel())
+    multiply.orthoopt_product.argtypes = (pointer, pointer, ctypes.c_int)
+    tile = (multiply.orthoopt_tile_rows(), multiply.orthoopt_tile_cols())
+    return Library(loops.orthoopt_step, loops.orthoopt_all_finite, multiply.orthoopt_product, tile, _parallel())
 
 
 def _parallel() -> int | None:
@@ -99,20 +120,21 @@ def _parallel() -> int | None:
         return None
 
 
-def _built(tuning: str) -> Path:
+def _built(unit: Unit, tuning: str) -> Path:
     """The shared library for this source, compiler and CPU: from the cache, or made now."""
-    source = b"".join(path.read_bytes() for path in SOURCES)
+    source = b"".join(path.read_bytes() for path in unit.sources)
     compiler = _compiler()
     version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS, check=True).stdout
-    what = (source, " ".join([*compiler, *FLAGS, tuning]).encode(), version, _cpu(), repr(platform.libc_ver()).encode())
-    name = f"native-{hashlib.sha256(b'|'.join(what)).hexdigest()[:20]}.so"
+    command = [*compiler, *unit.flags, tuning]
+    what = (source, " ".join(command).encode(), version, _cpu(), repr(platform.libc_ver()).encode())
+    name = f"{unit.name}-{hashlib.sha256(b'|'.join(what)).hexdigest()[:20]}.so"
     problem: Exception | None = None
     for folder in _folders():
         path = folder / name
         try:
             _prepare(folder)
             if not path.exists():
-                _compile([*compiler, *FLAGS, tuning], path)
+                _compile([*command, str(unit.sources[-1])], path)
             _check_owner(path)
             return path
         except OSError as error:
@@ -163,9 +185,7 @@ def _compile(command: list[str], path: Path) -> None:
     handle, built = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)
     try:
-        done = subprocess.run(
-            [*command, str(SOURCES[-1]), "-o", built, "-lm"], capture_output=True, timeout=COMPILE_SECONDS
-        )
+        done = subprocess.run([*command, "-o", built, "-lm"], capture_output=True, timeout=COMPILE_SECONDS)
         if done.returncode:
             raise RuntimeError(f"{command[0]} failed: {done.stderr.decode(errors='replace').strip()[-400:]}")
         os.chmod(built, 0o700)

@@ -1,4 +1,4 @@
-"""The matrix products of an iteration, by Triton kernels where they run and are faster, else by the reference."""
+"""The matrix products of an iteration: Triton kernels on GPUs, compiled loops on CPUs, else the reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthoopt.kernels import reference, triton_products
+from orthoopt.kernels import native_products, reference, triton_products
 from orthoopt.kernels.reference import Scalar
 from orthoopt.kernels.triton_support import INTERPRETED, available
 
@@ -48,8 +48,12 @@ def symmetric_share(rows: int, device: torch.device | str, dtype: torch.dtype) -
     if device.type == "cuda" and torch.cuda.is_available() and available(device):
         blocks = -(-rows // _TILE)
         return (blocks + 1) / (2 * blocks)
+    if device.type == "cpu" and dtype == torch.float32 and native_products.is_on():
+        return native_products.symmetric_share(rows)
     return reference.symmetric_share(rows, device.type, dtype)
 
 
 def _on(x: Tensor) -> Any:
-    return triton_products if x.device.type == "cuda" or INTERPRETED else reference
+    if x.device.type == "cuda" or INTERPRETED:
+        return triton_products
+    return native_products if native_products.takes(x) else reference

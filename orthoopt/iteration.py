@@ -19,7 +19,7 @@ from torch import Tensor
 
 from orthoopt.coefficients import Table, Triple
 from orthoopt.iteration_form import Form, FormName
-from orthoopt.kernels import axpy_matmul, symm_matmul, symm_poly, syrk
+from orthoopt.kernels import axpy_matmul, symm_matmul, symm_poly, symmetric_products_are_compiled, syrk
 from orthoopt.start import Start, start, start_on_host
 from orthoopt.workspace import borrow, elements_needed
 
@@ -224,8 +224,13 @@ def _buffers(batch: int, rows: int, cols: int, form: FormName, restarts: int) ->
 
 
 def _pad(rows: int) -> int:
-    """A cache line more a row where triangles are mirrored: columns a power of two apart would evict each other."""
-    return 16 if rows >= 256 else 0
+    """Makes rows an odd number of cache lines long: a power of two apart, the lines of a column evict each other.
+
+    Torch's products are slower into padded matrices where they are small; the compiled ones read them as they are.
+    """
+    if rows < (32 if symmetric_products_are_compiled() else 256):
+        return 0
+    return 16 * (-(-rows // 16) | 1) - rows
 
 
 def _together(rows: int, cols: int, form: FormName, restarts: int, dtype: torch.dtype) -> int:

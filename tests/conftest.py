@@ -15,7 +15,7 @@ except ModuleNotFoundError:  # a GPU machine without it runs test_gpu*.py, which
     pass
 else:
     # Timings differ on shared machines, so no test has a deadline; failures print what reproduces them.
-    hypothesis.settings.register_profile("default", deadline=None, print_blob=True, max_examples=60)
+    hypothesis.settings.register_profile("default", deadline=None, print_blob=True, max_examples=40)
     hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)
     # For suites that run within a test: a mistake shows as well without being made small.
     quick = [hypothesis.Phase.explicit, hypothesis.Phase.generate]

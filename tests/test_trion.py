@@ -310,9 +310,9 @@ def test_state_bytes_follow_from_shapes_alone(view: str, rank: int | float, erro
         param = nn.Parameter(torch.randn(shape, dtype=dtype))
         for name, expected in formulas.items():
             options = {"rank": rank} | ({"error_feedback": error_feedback} if name == "dct_adamw" else {})
-            override = (r"^w$", {"rule": name, "role": "hidden", "view": view, **options})
-            explained = explain([("w", param)], "adamw", overrides=[override])
-            assert explained.state_bytes == expected
+            if dtype == torch.float32:
+                override = (r"^w$", {"rule": name, "role": "hidden", "view": view, **options})
+                assert explain([("w", param)], "adamw", overrides=[override]).state_bytes == expected
             group = {"params": [("w", param)], "rule": name, "view": view, **options}
             optimizer = OrthoOpt([group])
             param.grad = torch.randn_like(param)

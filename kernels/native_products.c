@@ -1,0 +1,233 @@
+/* Products of many small matrices on a CPU, and symmetric ones of which only one triangle is computed.
+ *
+ * The scheme is the usual one (Goto and van de Geijn, 2008; BLIS): parts of both operands are copied into panels that a
+ * kernel walks along, its block of the result in registers. What a library's own product cannot do is skip the tiles
+ * above the diagonal. A result depends on its matrix alone: sums run along the inner dimension in an order that the
+ * shapes fix, whoever computes them. native.py builds this file, native_products.py calls it.
+ */
+#include "native.h"
+
+#if defined(__AVX512F__)
+#define WIDE 16
+#define HIGH 12
+#elif defined(__AVX__)
+#define WIDE 8
+#define HIGH 6
+#elif defined(__aarch64__)
+#define WIDE 4
+#define HIGH 8
+#else
+#define WIDE 4
+#define HIGH 4
+#endif
+#define ACROSS (2 * WIDE)          /* columns of a tile; HIGH is its rows */
+#define DEEP 256                   /* of the inner dimension at a time: a panel of B stays in the first cache */
+#define TALL 144                   /* rows of A at a time, a multiple of HIGH: they stay in the second cache */
+#define FLAT 288                   /* lines up to which symmetric operands are read where they are */
+#define SHARED (256L * 256 * 128)  /* rows · columns · inner dimension from which all threads work on one matrix */
+
+typedef float vec __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define PICK(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define PICK(x, y, ...) __builtin_shuffle(x, y, (int32_t __attribute__((vector_size(16)))){__VA_ARGS__})
+#endif
+
+typedef struct { const float *at; int64_t row, col, stack; } view; /* strides in numbers */
+typedef struct {
+    view a, b, d;
+    float *c;
+    int64_t c_row, c_stack, stack, rows, cols, inner;
+    float alpha, beta;
+    int symmetric;
+} product;
+
+/* Four rows of four numbers become four columns. */
+INLINE void turn(const float *from, int64_t from_row, float *to, int64_t to_row) {
+    four a = *(const four *)from, b = *(const four *)(from + from_row);
+    four c = *(const four *)(from + 2 * from_row), d = *(const four *)(from + 3 * from_row);
+    four ab = PICK(a, b, 0, 4, 1, 5), cd = PICK(c, d, 0, 4, 1, 5);
+    *(four *)to = PICK(ab, cd, 0, 1, 4, 5);
+    *(four *)(to + to_row) = PICK(ab, cd, 2, 3, 6, 7);
+    ab = PICK(a, b, 2, 6, 3, 7), cd = PICK(c, d, 2, 6, 3, 7);
+    *(four *)(to + 2 * to_row) = PICK(ab, cd, 0, 1, 4, 5);
+    *(four *)(to + 3 * to_row) = PICK(ab, cd, 2, 3, 6, 7);
+}
+
+static int64_t panels(int64_t count, int64_t width) { return (count + width - 1) / width; }
+
+/* `many` lines of `deep` numbers side by side, packed[k][line] with `width` lines a k, and zeros up to a whole tile. */
+static void pack(const float *from, int64_t line, int64_t step, int64_t many, int64_t deep, float *packed, int64_t width,
+                 int64_t tile) {
+    int64_t done = 0; /* lines */
+    if (line == 1) {
+        for (int64_t k = 0; k < deep; k++) memcpy(packed + k * width, from + k * step, many * sizeof *packed);
+        done = many;
+    } else if (step == 1)
+        for (; done + 4 <= many; done += 4) {
+            int64_t k = 0;
+            for (; k + 4 <= deep; k += 4) turn(from + done * line + k, line, packed + k * width + done, width);
+            for (; k < deep; k++)
+                for (int64_t l = done; l < done + 4; l++) packed[k * width + l] = from[l * line + k];
+        }
+    const int64_t end = panels(many, tile) * tile;
+    for (int64_t k = 0; k < deep && done < end; k++)
+        for (int64_t l = done; l < end; l++) packed[k * width + l] = l < many ? from[l * line + k * step] : 0;
+}
+
+/* The product of HIGH lines and ACROSS lines, whose numbers lie side by side, into a tile. */
+static void multiply(const float *restrict a, int64_t a_step, const float *restrict b, int64_t b_step, int64_t deep,
+                     vec tile[HIGH][2]) {
+    vec sum[HIGH][2] = {{{0}}};
+    for (int64_t k = 0; k < deep; k++) {
+        const vec left = *(const vec *)b, right = *(const vec *)(b + WIDE);
+        _Pragma("GCC unroll 16") for (int i = 0; i < HIGH; i++) {
+            sum[i][0] += a[i] * left;
+            sum[i][1] += a[i] * right;
+        }
+        a += a_step;
+        b += b_step;
+    }
+    _Pragma("GCC unroll 16") for (int i = 0; i < HIGH; i++) {
+        tile[i][0] = sum[i][0];
+        tile[i][1] = sum[i][1];
+    }
+}
+
+/* What a tile is to the result: its first or a further part along the inner dimension, and the last one. */
+INLINE void store(const product *p, int64_t stack, int64_t row, int64_t col, vec tile[HIGH][2], int first, int last) {
+    const int64_t rows = least(HIGH, p->rows - row), cols = least(ACROSS, p->cols - col);
+    float *c = p->c + stack * p->c_stack + row * p->c_row + col;
+    const float *d = p->beta != 0 ? p->d.at + stack * p->d.stack + row * p->d.row + col * p->d.col : NULL;
+    const float alpha = last ? p->alpha : 1;
+    if (cols == ACROSS && (!d || !last || p->d.col == 1)) {
+        for (int64_t i = 0; i < rows; i++, c += p->c_row)
+            _Pragma("GCC unroll 2") for (int half = 0; half < 2; half++) {
+                vec x = tile[i][half];
+                if (!first) x += *(vec *)(c + half * WIDE);
+                x *= alpha;
+                if (last && d) x += p->beta * *(const vec *)(d + i * p->d.row + half * WIDE);
+                *(vec *)(c + half * WIDE) = x;
+            }
+        return;
+    }
+    const float *one = (const float *)tile;
+    for (int64_t i = 0; i < rows; i++, c += p->c_row)
+        for (int64_t j = 0; j < cols; j++) {
+            float x = one[i * ACROSS + j];
+            if (!first) x += c[j];
+            x *= alpha;
+            if (last && d) x += p->beta * d[i * p->d.row + j * p->d.col];
+            c[j] = x;
+        }
+}
+
+typedef struct {
+    const product *p;
+    int64_t stack, from, deep; /* the part of the inner dimension */
+    float *b;                  /* its panels of B */
+    float *a;                  /* TALL rows of A a thread */
+} part;
+
+/* Whether lines may be read where they are: side by side, and not so far apart that they evict each other. */
+static int lies_well(int64_t line, int64_t step, int64_t count) {
+    return line == 1 && count <= FLAT && step % 16 == 0 && step / 16 % 2 == 1;
+}
+
+static const float *start_of(const part *t, const view *x, int64_t line, int64_t line_stride, int64_t step) {
+    return x->at + t->stack * x->stack + t->from * step + line * line_stride;
+}
+
+static int is_whole(const part *t, int64_t panel) {
+    const view *b = &t->p->b;
+    return lies_well(b->col, b->row, t->p->cols) && (panel + 1) * ACROSS <= t->p->cols;
+}
+
+static void pack_right(void *with, int64_t panel, int64_t slot) {
+    const part *t = with;
+    const view *b = &t->p->b;
+    const int64_t col = panel * ACROSS;
+    (void)slot;
+    if (!is_whole(t, panel))
+        pack(start_of(t, b, col, b->col, b->row), b->col, b->row, least(ACROSS, t->p->cols - col), t->deep,
+             t->b + panel * ACROSS * DEEP, ACROSS, ACROSS);
+}
+
+static void multiply_rows(void *with, int64_t block, int64_t slot) {
+    const part *t = with;
+    const product *p = t->p;
+    const view *a = &p->a;
+    const int64_t top = block * TALL, rows = least(TALL, p->rows - top);
+    const int first = t->from == 0, last = t->from + t->deep == p->inner;
+    const int64_t whole = lies_well(a->row, a->col, p->rows) ? rows - rows % HIGH : 0;
+    const float *there = start_of(t, a, top, a->row, a->col);
+    float *packed = t->a + slot * TALL * DEEP;
+    if (whole < rows) pack(there + whole * a->row, a->row, a->col, rows - whole, t->deep, packed + whole, TALL, HIGH);
+    for (int64_t j = 0; j < p->cols && !(p->symmetric && j > top + rows - 1); j += ACROSS) {
+        const int is_there = is_whole(t, j / ACROSS);
+        const float *right = is_there ? start_of(t, &p->b, j, 1, p->b.row) : t->b + j * DEEP;
+        for (int64_t i = 0; i < rows; i += HIGH) {
+            if (p->symmetric && j > top + i + HIGH - 1) continue;
+            vec tile[HIGH][2];
+            multiply(i < whole ? there + i : packed + i, i < whole ? a->col : TALL, right,
+                     is_there ? p->b.row : ACROSS, t->deep, tile);
+            store(p, t->stack, top + i, j, tile, first, last);
+        }
+    }
+}
+
+/* What is below the diagonal is above it too, in squares of 64. */
+static void mirror(void *with, int64_t block, int64_t slot) {
+    const part *t = with;
+    const int64_t row = t->p->c_row, top = block * 64, end = least(top + 64, t->p->rows);
+    float *c = t->p->c + t->stack * t->p->c_stack;
+    (void)slot;
+    for (int64_t j = 0; j < end; j += 4)
+        for (int64_t i = most(top, j); i < end; i += 4) {
+            if (i >= j + 4 && i + 4 <= end) turn(c + i * row + j, row, c + j * row + i, row);
+            else
+                for (int64_t y = i; y < least(i + 4, end); y++)
+                    for (int64_t x = j; x < least(j + 4, y); x++) c[x * row + y] = c[y * row + x];
+        }
+}
+
+static void multiply_one(const team *own, part t) {
+    const product *p = t.p;
+    for (t.from = 0; t.from < p->inner; t.from += DEEP) {
+        t.deep = least(DEEP, p->inner - t.from);
+        each(own, panels(p->cols, ACROSS), 0, pack_right, &t);
+        each(own, panels(p->rows, TALL), 1, multiply_rows, &t); /* backwards: of a triangle the longest come first */
+    }
+    if (p->symmetric) each(own, panels(p->rows, 64), 1, mirror, &t);
+}
+
+typedef struct { const product *p; float *space; int64_t area; } stack_of;
+
+static void multiply_alone(void *with, int64_t stack, int64_t slot) {
+    const stack_of *s = with;
+    float *space = s->space + slot * s->area;
+    multiply_one(&(team){NULL, 1}, (part){.p = s->p, .stack = stack, .a = space, .b = space + TALL * DEEP});
+}
+
+/* The sides of a tile, of which those above the diagonal of a symmetric result are left out. */
+int orthoopt_tile_rows(void) { return HIGH; }
+int orthoopt_tile_cols(void) { return ACROSS; }
+
+/* C ← beta·D + alpha·A B for a stack of matrices, none of which has a side of zero. Returns 0, or 1 without having
+ * touched anything where memory is out. */
+int orthoopt_product(const product *p, parallel_fn *parallel, int threads) {
+    const team everyone = {parallel, parallel && threads > 1 ? threads : 1};
+    const int64_t right = panels(p->cols, ACROSS) * ACROSS * DEEP, area = TALL * DEEP + right;
+    int64_t alone = p->stack;
+    if (everyone.threads > 1 && p->rows * p->cols * p->inner >= SHARED) alone -= alone % everyone.threads;
+    reserve *taken = take_reserve(everyone.threads * area * sizeof(float));
+    if (!taken) return 1;
+    float *space = (float *)(taken + 1);
+    each(&everyone, alone, 0, multiply_alone, &(stack_of){p, space, area});
+    for (int64_t stack = alone; stack < p->stack; stack++)
+        multiply_one(&everyone, (part){.p = p, .stack = stack, .b = space, .a = space + right});
+    give_reserve(taken);
+    return 0;
+}
