@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -108,6 +109,9 @@ class RunArguments:
         f"A schedule of their own for vectors (norms, biases): {', '.join(VECTOR_SCHEDULES)}. By default the run's.",
     )
     vector_warmup_steps: int = _option(0, "With --vector_schedule: the steps of warm-up of vectors.")
+    shard: bool = _option(
+        False, "Under torchrun: spread parameters, gradients and optimizer state over all processes (FSDP2)."
+    )
     log_update_norms: bool = _option(True, "Log the norm of each role's update; copies the parameters to do so.")
     generate_sample: bool = _option(True, "Write a text sample at the end.")
     sample_prompt: str = _option("def ", "What the sample continues.")
@@ -321,6 +325,8 @@ def _check(data: DataArguments, run: RunArguments, training: PretrainArguments) 
         raise RecipeError(f"--vector_warmup_steps must be at least 0, got {run.vector_warmup_steps}")
     if run.vector_warmup_steps and run.vector_schedule is None:
         raise RecipeError("--vector_warmup_steps goes with --vector_schedule, which is not given")
+    if training.fsdp and not torch.accelerator.is_available():
+        raise RecipeError("--fsdp is Accelerate's, which has it on accelerators alone: --shard true works on CPUs too")
     if data.streaming and training.max_steps <= 0:
         raise RecipeError("--streaming has no end: give --max_steps")
 

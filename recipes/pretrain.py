@@ -5,6 +5,7 @@ orthoopt pretrain --plan adamw --max_steps 1000
 orthoopt pretrain --plan my_plan.yaml
 orthoopt pretrain my_run.yaml --resume_from_checkpoint auto
 torchrun --standalone --nproc_per_node=2 -m orthoopt.recipes.pretrain qwen3_0.6b
+torchrun --standalone --nproc_per_node=2 -m orthoopt.recipes.pretrain qwen3_0.6b --shard true   # FSDP2
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from orthoopt.recipes.corpus import Corpus, load_corpus
 from orthoopt.recipes.data import PretrainData, prepare_data
 from orthoopt.recipes.errors import RecipeError, nearest
 from orthoopt.recipes.models import build_model
+from orthoopt.recipes.sharding import sharded
 from orthoopt.recipes.tokenizer import cache_root, load_tokenizer, write_atomically
 from orthoopt.recipes.trainer import PretrainTrainer
 
@@ -78,6 +80,8 @@ def pretrain(arguments: Arguments) -> dict[str, Any]:
         (place.output / report.RESULTS).unlink(missing_ok=True)
         callbacks.append(_metrics_log(place, steps, clock))
         print(record.header(run, arguments, place, steps), flush=True)
+    if arguments.run.shard:
+        model = sharded(model, place.output, place.checkpoint)
     trainer = PretrainTrainer(model, data, tokenizer, arguments, callbacks)
     if 0 < training.max_steps <= steps and place.checkpoint is not None:
         _load_finished(trainer, place.checkpoint)
@@ -236,7 +240,9 @@ def _finish(
     title = f"{run['model']}, {run['parameters'] / 1e6:.1f}M, {run['plan']}, lr {run['learning_rate']:g}"
     drawn = report.draw_curve(rows, output / report.CURVE, title)
     sample = None
-    if arguments.run.generate_sample and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    if arguments.run.generate_sample and not (
+        arguments.run.shard or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    ):
         model = trainer.accelerator.unwrap_model(trainer.model)
         tokenizer = trainer.processing_class
         length = arguments.data.block_size

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from orthoopt.hf import OptimizerFactory
-from orthoopt.recipes.arguments import Arguments
+from orthoopt.recipes import sharding
+from orthoopt.recipes.arguments import Arguments, PretrainArguments
 from orthoopt.recipes.callbacks import RoleMetrics
 from orthoopt.recipes.data import PretrainData, collate
 from orthoopt.recipes.schedules import with_vector_schedule
+
+
+@contextlib.contextmanager
+def _saves_what_is_sharded(training: PretrainArguments, shard: bool) -> Iterator[None]:
+    """Trainer refuses to save checkpoints of a model that was sharded at load time, for it cannot; this class can."""
+    chosen = training.save_strategy
+    if shard:
+        training.save_strategy = SaveStrategy.NO
+    try:
+        yield
+    finally:
+        training.save_strategy = chosen
 
 
 class PretrainTrainer(Trainer):
@@ -44,6 +61,20 @@ class PretrainTrainer(Trainer):
             "overrides": arguments.overrides,
             "options": arguments.plan_options,
         }
+        with _saves_what_is_sharded(training, run.shard):
+            self._start(model, data, tokenizer, callbacks, training, options)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+
+    def _start(
+        self,
+        model: PreTrainedModel,
+        data: PretrainData,
+        tokenizer: PreTrainedTokenizerFast,
+        callbacks: list[TrainerCallback],
+        training: PretrainArguments,
+        options: dict[str, Any],
+    ) -> None:
         super().__init__(
             model=model,
             args=training,
@@ -54,8 +85,6 @@ class PretrainTrainer(Trainer):
             callbacks=[self.role_metrics, *callbacks],
             optimizer_cls_and_kwargs=(OptimizerFactory, options),
         )
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -82,6 +111,33 @@ class PretrainTrainer(Trainer):
                 total_steps=num_training_steps,
             )
         return scheduler
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As Trainer's, which would write the first process's part of a sharded state and no other."""
+        if not self.run_arguments.shard:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        sharding.save_optimizer(self.model, self._plain_optimizer, Path(output_dir))
+        if self.args.should_save:
+            assert self.lr_scheduler is not None
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.run_arguments.shard or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        sharding.load_optimizer(self.model, self._plain_optimizer, Path(checkpoint))
+        assert self.lr_scheduler is not None
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.run_arguments.shard:  # else it was sharded while it was loaded from there
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    @property
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer itself, which Accelerate has wrapped."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """As Trainer's, but every block is scored: `dataloader_drop_last` is about training batches."""

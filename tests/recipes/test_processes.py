@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from orthoopt.recipes.pretrain import main
 
 # A small model on the whole standard library: under a minute a run on one core.
 STDLIB = shlex.split("""
@@ -98,20 +103,52 @@ def test_the_builtin_corpus_trains_without_datasets_and_wandb(tmp_path) -> None:
     assert result_of(tmp_path / "o")["corpus"]["name"] == "builtin:stdlib"
 
 
-@pytest.mark.slow
-@pytest.mark.dist
-def test_two_ranks_train_as_one_with_twice_the_batch(sandbox, finished, tmp_path) -> None:
-    extra = ["--per_device_train_batch_size", "4", "--generate_sample", "false", "--ddp_backend", "gloo"]
-    flags = sandbox.flags(tmp_path / "two", *extra, "--cache_dir", str(tmp_path / "cache"))
+def run_on_two(*flags: str) -> subprocess.CompletedProcess[str]:
     launch = [sys.executable, "-P", *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]]
     launch += ["-m", "orthoopt.recipes.pretrain", *flags]
-    done = subprocess.run(launch, env=environment(PYTHONSAFEPATH="1"), capture_output=True, text=True, timeout=280)
+    return subprocess.run(
+        [*launch, "--ddp_backend", "gloo", "--per_device_train_batch_size", "4"],
+        env=environment(PYTHONSAFEPATH="1"),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("shard", ["false", "true"], ids=["DDP", "FSDP2"])
+def test_two_ranks_train_as_one_with_twice_the_batch(shard: str, sandbox, finished, tmp_path) -> None:
+    extra = ["--generate_sample", "false", "--shard", shard, "--cache_dir", str(tmp_path / "cache")]
+    done = run_on_two(*sandbox.flags(tmp_path / "two", *extra))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("validation  ") == 1  # the first rank alone speaks
     one, two = result_of(finished.output), result_of(tmp_path / "two")
     assert two["world_size"] == 2 and two["tokens"] == one["tokens"]
     # The same blocks in the same steps; fp32 gradients summed in another order, through 12 steps.
     assert two["eval_loss"] == pytest.approx(one["eval_loss"], abs=1e-3)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "model").num_parameters() == one["parameters"]
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_a_sharded_run_resumes_from_the_checkpoint_of_every_rank(tmp_path) -> None:
+    common = (*STDLIB, "--max_steps", "20", "--save_steps", "10", "--generate_sample", "false")
+    common += ("--shard", "true", "--cache_dir", str(tmp_path / "cache"))
+    assert run_on_two(*common, "--output_dir", str(tmp_path / "run")).returncode == 0
+    straight = result_of(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-20")
+    done = run_on_two(*common, "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "auto")
+    assert done.returncode == 0 and "after step 10" in done.stdout, done.stdout + done.stderr
+    assert result_of(tmp_path / "run")["eval_loss"] == pytest.approx(straight["eval_loss"], abs=1e-6)
+
+
+def test_sharding_needs_processes_and_fsdp_an_accelerator(sandbox, tmp_path, capsys) -> None:
+    assert main(sandbox.flags(tmp_path / "one", "--shard", "true")) == 2
+    assert "--shard needs several processes: torchrun" in capsys.readouterr().err
+    if not torch.accelerator.is_available():
+        assert main(sandbox.flags(tmp_path / "two", "--fsdp")) == 2
+        assert "--shard true works on CPUs too" in capsys.readouterr().err
 
 
 @pytest.mark.slow
