@@ -12,7 +12,6 @@ from orthoopt import rules
 from orthoopt.nonfinite import check_policy, host_can_read
 from orthoopt.rules._options import check_nonnegative
 from orthoopt.scale import check_scale
-from orthoopt.sharing import SHARES, check_share
 from orthoopt.state_format import STATE_FORMAT, check_format
 from orthoopt.step_options import DEFAULTS, check_dtype, check_options
 from orthoopt.views import parse_view
@@ -32,7 +31,6 @@ OPTIMIZER_KEYS = (
     "maximize",
     "nonfinite",
     "state_format",
-    "share",
     *DEFAULTS,
 )
 
@@ -112,7 +110,6 @@ def check_values(group: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where} has no {key!r} any more, an option of rule {rule.name!r}")
     check_mode(group["weight_decay_mode"], where)
     check_policy(group["nonfinite"], where)
-    check_share(group.get("share", SHARES[0]), where)
     check_options(group, where)
     if not isinstance(group["maximize"], bool):
         raise ValueError(f"{where}: maximize must be True or False, got {group['maximize']!r}")

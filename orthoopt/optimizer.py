@@ -34,7 +34,7 @@ from orthoopt.nonfinite import (
 )
 from orthoopt.prepared import Matrices
 from orthoopt.rules import Rule, Tensors
-from orthoopt.sharing import check_share, is_one_of_many, new_engine
+from orthoopt.sharing import is_one_of_many, new_engine
 from orthoopt.spelling import near
 from orthoopt.state_format import STATE_FORMAT, check_format
 from orthoopt.step_options import DEFAULTS, StepOptions, check_options
@@ -64,10 +64,7 @@ class OrthoOpt(Optimizer):
             counted in :attr:`skipped_steps`; accelerators are not waited for. ``"raise"``: FloatingPointError naming
             the parameter, before anything changes. ``"ignore"``: nobody looks, as in torch.optim; it enters the state.
             Saves a read of every gradient, for those who check or clip already.
-        share: whether ranks of DistributedDataParallel compute each matrix once and send the updates. ``"auto"``: where
-            it is certain that they have the same gradients, see docs/distributed.md. ``"off"``: every rank computes
-            everything. Shards of FSDP2 and tensor parallelism are gathered either way.
-        step_options: ``state_dtype``, ``rounding``, ``max_update_rms`` and ``large_update``, see
+        step_options: ``state_dtype``, ``rounding``, ``max_update_rms``, ``large_update`` and ``share``, see
             :mod:`orthoopt.step_options`; a group's own win.
 
     Raises:
@@ -84,14 +81,12 @@ class OrthoOpt(Optimizer):
         weight_decay_mode: str = "decoupled",
         maximize: bool = False,
         nonfinite: str = "skip",
-        share: str = "auto",
         **step_options: Unpack[StepOptions],
     ) -> None:
         check_policy(nonfinite)
-        check_share(share)
         for name in step_options:
             if name not in DEFAULTS:
-                known = ("lr", "weight_decay", "weight_decay_mode", "maximize", "nonfinite", "share", *DEFAULTS)
+                known = ("lr", "weight_decay", "weight_decay_mode", "maximize", "nonfinite", *DEFAULTS)
                 raise TypeError(
                     f"{type(self).__name__} has no option {name!r}{near(name, known)} Options of every optimizer: "
                     f"{', '.join(known)}"
@@ -100,7 +95,7 @@ class OrthoOpt(Optimizer):
         check_rates(lr, weight_decay, "defaults")
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode, "maximize": maximize,
-            "nonfinite": nonfinite, "share": share, **DEFAULTS, **step_options,
+            "nonfinite": nonfinite, **DEFAULTS, **step_options,
         }  # fmt: skip
         self._skipped: int | Tensor = 0
         self._steps, self._guard = 0, Guard()
@@ -133,7 +128,6 @@ class OrthoOpt(Optimizer):
             group["state_format"] = STATE_FORMAT
             group.setdefault("maximize", False)
             group.setdefault("nonfinite", "skip")
-            group.setdefault("share", "auto")
             group.setdefault("weight_decay_mode", "decoupled")
             for option, value in DEFAULTS.items():
                 group.setdefault(option, value)

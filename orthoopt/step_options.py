@@ -1,4 +1,5 @@
-"""Options of a step that any rule can have: how state is kept, how parameters are rounded, how far they may move.
+"""Options of a step that any rule can have: how state is kept, how parameters are rounded, how far
+they may move, who computes.
 
 ==================  =================================================================================================
 ``state_dtype``     in what momenta and moments shaped as their parameter lie between steps: ``"auto"``, float32, or
@@ -8,6 +9,9 @@
 ``rounding``        of bfloat16 parameters after their update: ``"nearest"`` or ``"stochastic"``
 ``max_update_rms``  how long an update may be, in multiples of what its rule promises, see :mod:`orthoopt.guard`
 ``large_update``    what becomes of one that is longer: ``"skip"`` or ``"raise"``
+``share``           whether ranks of DistributedDataParallel compute each matrix once and send its update: ``"auto"``,
+                    where it is certain that they have the same gradients, see docs/distributed.md, or ``"off"``. Shards
+                    of FSDP2 and tensor parallelism are gathered either way
 ==================  =================================================================================================
 
 They are keys of param groups, so they differ from group to group where that is wanted.
@@ -27,6 +31,7 @@ from orthoopt.spelling import near
 STATE_DTYPES = ("auto", "float32", "bfloat16", "int8")
 ROUNDINGS = ("nearest", "stochastic")
 LARGE_UPDATES = ("skip", "raise")
+SHARES = ("auto", "off")
 
 
 class StepOptions(TypedDict, total=False):
@@ -36,13 +41,14 @@ class StepOptions(TypedDict, total=False):
     rounding: str
     max_update_rms: float | None
     large_update: str
+    share: str
 
 
 DEFAULTS: StepOptions = {
-    "state_dtype": "auto", "rounding": "nearest", "max_update_rms": None, "large_update": "skip",
+    "state_dtype": "auto", "rounding": "nearest", "max_update_rms": None, "large_update": "skip", "share": "auto",
 }  # fmt: skip
 
-_CHOICES = {"state_dtype": STATE_DTYPES, "rounding": ROUNDINGS, "large_update": LARGE_UPDATES}
+_CHOICES = {"state_dtype": STATE_DTYPES, "rounding": ROUNDINGS, "large_update": LARGE_UPDATES, "share": SHARES}
 
 
 def check_options(options: Mapping[str, Any], where: str = "") -> None:

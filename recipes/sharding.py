@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
@@ -58,7 +59,7 @@ def sharded(model: PreTrainedModel, output: Path, checkpoint: Path | None) -> Pr
 
 def save_optimizer(model: PreTrainedModel, optimizer: Optimizer, checkpoint: Path) -> None:
     """Write the optimizer's state, every process its own part; it loads with any number of them."""
-    dcp.save({OPTIMIZER: get_optimizer_state_dict(model, optimizer)}, checkpoint_id=checkpoint / OPTIMIZER)
+    save({OPTIMIZER: get_optimizer_state_dict(model, optimizer)}, checkpoint_id=checkpoint / OPTIMIZER)
 
 
 def load_optimizer(model: PreTrainedModel, optimizer: Optimizer, checkpoint: Path) -> None:
@@ -71,5 +72,5 @@ def load_optimizer(model: PreTrainedModel, optimizer: Optimizer, checkpoint: Pat
     if not (folder / ".metadata").is_file():
         raise RecipeError(f"{checkpoint} was made without --shard: resume without it, or start anew")
     state: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
-    dcp.load({OPTIMIZER: state}, checkpoint_id=folder)
+    load({OPTIMIZER: state}, checkpoint_id=folder)
     set_optimizer_state_dict(model, optimizer, state)

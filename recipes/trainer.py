@@ -137,6 +137,7 @@ class PretrainTrainer(Trainer):
     @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer itself, which Accelerate has wrapped."""
+        assert self.optimizer is not None
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
