@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
@@ -137,8 +138,8 @@ class PretrainTrainer(Trainer):
     @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer itself, which Accelerate has wrapped."""
-        assert self.optimizer is not None
-        return getattr(self.optimizer, "optimizer", self.optimizer)
+        wrapped = self.optimizer
+        return wrapped.optimizer if isinstance(wrapped, AcceleratedOptimizer) else cast(torch.optim.Optimizer, wrapped)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """As Trainer's, but every block is scored: `dataloader_drop_last` is about training batches."""
