@@ -6,7 +6,6 @@ import copy
 import multiprocessing
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -151,26 +150,22 @@ def test_threads_that_train_a_model_each() -> None:
         (plan, seed) for plan in ("muon", "root", "trion", "auon", "polargrad", "symmetry_hybrid") for seed in (0, 1)
     ]
 
-    def result(plan: str, seed: int, steps: int = 8) -> OrthoOpt:
-        model = Tower(width=24, seed=seed)
-        optimizer = optimizer_of(model, plan)
-        train(model, optimizer, steps)
-        return optimizer
+    def made() -> list[tuple[Tower, OrthoOpt]]:  # here, for threads share the generator that weights come from
+        models = [Tower(width=24, seed=seed) for _, seed in todo]
+        return [(model, optimizer_of(model, plan)) for model, (plan, _) in zip(models, todo, strict=True)]
 
-    alone = [result(*one) for one in todo]
+    alone = made()
+    for model, optimizer in alone:
+        train(model, optimizer, 8)
     for _ in range(2):
-        beside: list[Any] = [None] * len(todo)
-
-        def work(place: int, results: list[Any] = beside) -> None:
-            results[place] = result(*todo[place])
-
-        threads = [threading.Thread(target=work, args=(place,)) for place in range(len(todo))]
+        beside = made()
+        threads = [threading.Thread(target=train, args=(*one, 8)) for one in beside]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        for (plan, seed), one, other in zip(todo, alone, beside, strict=True):
-            assert other is not None and same(one, other), (plan, seed)
+        for case, (_, one), (_, other) in zip(todo, alone, beside, strict=True):
+            assert same(one, other), case
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
