@@ -31,9 +31,13 @@ def momentum_into(
 
     As :func:`orthoopt.kernels.reference_steps.momentum_into`, up to rounding.
     """
-    if outs is not None and _takes_triton(grads, buffers, outs) and _are(torch.float32, buffers):
+    if outs is None:
+        # By the implementation that would write a signal, whose rounding is its own: of ranks with the same momenta
+        # some need the signal and some do not.
+        outs, moving = buffers, moving._replace(from_grad=0.0, from_buffer=1.0)
+    if _takes_triton(grads, buffers, outs) and _are(torch.float32, buffers):
         triton_steps.momentum_into(grads, buffers, outs, moving, gate)
-    elif outs is not None and _takes_native(buffers):
+    elif _takes_native(buffers):
         native_steps.momentum_into(grads, buffers, outs, moving, gate)
     else:
         reference_steps.momentum_into(grads, buffers, outs, moving, gate)

@@ -111,3 +111,24 @@ def test_results_are_new_tensors(op: str) -> None:
         "symm_matmul": lambda: kernels.symm_matmul(x, x, c=x, beta=1.0),
     }[op]()
     assert result.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+
+
+@given(
+    st.lists(shapes, min_size=1, max_size=4),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.sampled_from([kernels.Moving(0.95, 0.05, 0.05, 0.95), kernels.Moving(0.9, 1.0), kernels.Moving(0.9, -0.1)]),
+    st.sampled_from([None, 0.0, 1.0]),
+    st.integers(0, 2**31),
+)
+def test_momenta_move_to_the_same_bits_whether_a_signal_is_wanted_or_not(
+    sizes: list[tuple[int, int]], dtype: torch.dtype, moving: kernels.Moving, gate: float | None, seed: int
+) -> None:
+    """Ranks with the same momenta would drift apart else: one needs the signal, the others do not."""
+    source = generator(seed)
+    grads = [torch.randn(size, generator=source, dtype=dtype) for size in sizes]
+    one, other = ([torch.randn(size, generator=generator(seed + i), dtype=dtype) for i, size in enumerate(sizes)]
+                  for _ in range(2))  # fmt: skip
+    gated = None if gate is None else torch.tensor(gate, dtype=torch.float64)
+    kernels.momentum_into(grads, one, None, moving, gated)
+    kernels.momentum_into(grads, other, [torch.empty_like(grad) for grad in grads], moving, gated)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

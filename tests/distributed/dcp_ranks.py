@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import orthoopt
@@ -87,17 +87,18 @@ def optimizer_of(model: nn.Module, plan: str) -> OrthoOpt:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    """Steps with gradients that are given, not computed.
+
+    Torch's products round by where their operands lie, and DDP lays its buckets anew after the first backward pass, so
+    the gradients of a resumed run need not have the bits of those before.
+    """
     for step in range(first, last):
-        optimizer.zero_grad()
         source = torch.Generator().manual_seed(step)
-        if isinstance(model, DistributedDataParallel):
-            # Given, not computed: torch's products round by where their operands lie, and DDP lays its buckets anew
-            # after the first backward pass, so that two runs of it need not have the same bits.
-            for param in model.parameters():
-                param.grad = torch.randn(param.shape, generator=source)
-        else:
-            tokens = torch.randint(VOCABULARY, (8,), generator=source)
-            nn.functional.cross_entropy(model(tokens).flatten(0, -2), (tokens * 5 + 1) % VOCABULARY).backward()
+        for param in model.parameters():
+            grad = torch.randn(param.shape, generator=source, dtype=torch.float32).to(param.dtype)
+            if isinstance(param, DTensor):
+                grad = distribute_tensor(grad, param.device_mesh, param.placements, src_data_rank=None)
+            param.grad = grad
         optimizer.step()
 
 
