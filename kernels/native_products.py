@@ -74,7 +74,7 @@ def takes(x: Tensor) -> bool:
 
 def is_on() -> bool:
     """Whether there are loops, and nobody watches torch's operations, such as a counter of FLOPs or a tracer."""
-    return torch._C._len_torch_dispatch_stack() == 0 and not torch.compiler.is_compiling() and library() is not None
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0 and library() is not None
 
 
 @functools.lru_cache(maxsize=4096)

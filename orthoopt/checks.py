@@ -20,9 +20,13 @@ from orthoopt import matrix_state, rules
 from orthoopt._work import Work
 from orthoopt.groups import MOST_RATE, check_values
 from orthoopt.nonfinite import host_can_read
+from orthoopt.step_options import DEFAULTS as STEP_DEFAULTS
 from orthoopt.stored_state import SCALE
 from orthoopt.views import parse_view
 
+_NEEDED = (
+    "params", "rule", "lr", "weight_decay", "weight_decay_mode", "maximize", "nonfinite", "view", *STEP_DEFAULTS
+)  # fmt: skip
 _UNSEEN = ("params", "param_names", "lr", "weight_decay")
 """Keys that are no options, or that schedules move at every step: looked at anew each time."""
 
@@ -40,7 +44,7 @@ def check_group(group: Mapping[str, Any], number: int, seen: set[Any]) -> None:
         TypeError: a value of a wrong type.
     """
     where = f"param group {number}"
-    for key in ("params", "rule", "lr", "weight_decay", "weight_decay_mode", "maximize", "nonfinite", "view"):
+    for key in _NEEDED:
         if key not in group:
             raise ValueError(f"{where} has no {key!r} any more")
     for key in ("lr", "weight_decay"):
@@ -143,7 +147,7 @@ def check_state(
             (value.shape != like.shape and not (count and value.numel() == like.numel() == 1))
             or (plain and value.layout is not torch.strided)
             or (plain and _kind(value.dtype) != _kind(like.dtype))
-            or value.is_meta is not param.is_meta
+            or (value.is_meta and not param.is_meta)
         ):
             raise RuntimeError(
                 f"state {key!r} of {name} must be {wanted} on {param.device}, got {value.dtype}, "

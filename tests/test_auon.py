@@ -311,7 +311,7 @@ def test_options_reach_the_rules() -> None:
     [
         ({"variant": "papers"}, "variant='papers'.*'repository', 'paper'"),
         ({"ns_steps": "five"}, "ns_steps='five'.*a whole number or None"),
-        ({"ns_steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"ns_steps": 0}, "steps must be a whole number of at least 1 and at most 1000, got 0"),
         ({"variant": "paper", "ns_coefficients": "cubic5"}, "cubic5.*exactly 5 steps, got steps=1"),
     ],
 )

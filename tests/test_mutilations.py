@@ -102,7 +102,7 @@ def test_values_of_a_live_group(rule: str, place: int, value: Any, data: st.Data
         group[key] = value
     else:
         del group[key]
-    unread = ("view", "scale") if place == 2 else ("role",)  # by AdamW, or by anyone
+    unread = ("view", "scale", "state_format") if place == 2 else ("role", "state_format")  # by AdamW, or by anyone
     # What only a schedule may write: below 0 by a rounding error, and numbers of numpy's.
     scheduled = key in ("lr", "weight_decay") and (type(value).__module__ == "numpy" or float_of(value) < 0)
     twin: list[Training] = []
@@ -306,7 +306,7 @@ STATE_DICTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "bad lr": (lambda saved: saved["param_groups"][0].update(lr=math.nan), "lr"),
     "bad view": (lambda saved: saved["param_groups"][0].update(view="split(1,1)"), "view"),
     "renamed": (_rename, "other"),
-    "names twice": (_same_name, "tall"),
+    "names twice": (_same_name, "wide"),
     "merged": (_merge, "group"),
     "split": (_split, "group"),
     "swapped state": (_swap_state, "wide"),

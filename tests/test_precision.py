@@ -52,6 +52,7 @@ def test_autocast_leaves_master_weights_and_state_in_float32() -> None:
 def test_accelerates_mixed_precision_keeps_float32() -> None:
     library = pytest.importorskip("accelerate")
     model = network()
+    library.state.AcceleratorState._reset_state(reset_partial_state=True)  # whatever precision another test had
     accelerator = library.Accelerator(mixed_precision="bf16", cpu=True)
     model, optimizer = accelerator.prepare(model, orthoopt.Muon(model, lr=0.01))
     for step in range(2):
@@ -62,6 +63,7 @@ def test_accelerates_mixed_precision_keeps_float32() -> None:
     states = optimizer.optimizer.state.values()
     assert {value.dtype for state in states for value in state.values()} == {torch.float32}
     assert {param.dtype for param in model.parameters()} == {torch.float32}
+    library.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def scaled_run(
