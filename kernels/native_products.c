@@ -129,6 +129,7 @@ typedef struct {
     int64_t stack, from, deep; /* the part of the inner dimension */
     float *b;                  /* its panels of B */
     float *a;                  /* TALL rows of A a thread */
+    int64_t both;              /* the width of one panel that is A and B at once; 0 where they are two */
 } part;
 
 /* Whether lines may be read where they are: side by side, and not so far apart that they evict each other. */
@@ -150,9 +151,9 @@ static void pack_right(void *with, int64_t panel, int64_t slot) {
     const view *b = &t->p->b;
     const int64_t col = panel * ACROSS;
     (void)slot;
-    if (!is_whole(t, panel))
+    if (t->both || !is_whole(t, panel))
         pack(start_of(t, b, col, b->col, b->row), b->col, b->row, least(ACROSS, t->p->cols - col), t->deep,
-             t->b + panel * ACROSS * DEEP, ACROSS, ACROSS);
+             t->b + (t->both ? col : col * DEEP), t->both ? t->both : ACROSS, ACROSS);
 }
 
 static void multiply_rows(void *with, int64_t block, int64_t slot) {
@@ -161,18 +162,20 @@ static void multiply_rows(void *with, int64_t block, int64_t slot) {
     const view *a = &p->a;
     const int64_t top = block * TALL, rows = least(TALL, p->rows - top);
     const int first = t->from == 0, last = t->from + t->deep == p->inner;
-    const int64_t whole = lies_well(a->row, a->col, p->rows) ? rows - rows % HIGH : 0;
-    const float *there = start_of(t, a, top, a->row, a->col);
+    const int64_t lying = t->both || lies_well(a->row, a->col, p->rows);
+    const int64_t whole = t->both ? rows : lying ? rows - rows % HIGH : 0; /* that are read where they are */
+    const float *there = t->both ? t->b + top : start_of(t, a, top, a->row, a->col);
+    const int64_t step = t->both ? t->both : a->col;
     float *packed = t->a + slot * TALL * DEEP;
     if (whole < rows) pack(there + whole * a->row, a->row, a->col, rows - whole, t->deep, packed + whole, TALL, HIGH);
     for (int64_t j = 0; j < p->cols && !(p->symmetric && j > top + rows - 1); j += ACROSS) {
-        const int is_there = is_whole(t, j / ACROSS);
-        const float *right = is_there ? start_of(t, &p->b, j, 1, p->b.row) : t->b + j * DEEP;
+        const int is_there = !t->both && is_whole(t, j / ACROSS);
+        const float *right = is_there ? start_of(t, &p->b, j, 1, p->b.row) : t->b + (t->both ? j : j * DEEP);
+        const int64_t right_step = is_there ? p->b.row : t->both ? t->both : ACROSS;
         for (int64_t i = 0; i < rows; i += HIGH) {
             if (p->symmetric && j > top + i + HIGH - 1) continue;
             vec tile[HIGH][2];
-            multiply(i < whole ? there + i : packed + i, i < whole ? a->col : TALL, right,
-                     is_there ? p->b.row : ACROSS, t->deep, tile);
+            multiply(i < whole ? there + i : packed + i, i < whole ? step : TALL, right, right_step, t->deep, tile);
             store(p, t->stack, top + i, j, tile, first, last);
         }
     }
@@ -193,8 +196,17 @@ static void mirror(void *with, int64_t block, int64_t slot) {
         }
 }
 
+/* Of X Xᵀ one panel serves on both sides; an odd number of cache lines wide, with room for the last tiles. */
+static int64_t width_of_both(const product *p) {
+    const int are_one = p->symmetric && p->a.at == p->b.at && p->a.row == p->b.col && p->a.col == p->b.row;
+    if (!are_one || p->rows > FLAT || lies_well(p->a.row, p->a.col, p->rows)) return 0;
+    const int64_t lines = panels(most(panels(p->rows, ACROSS) * ACROSS, panels(p->rows, HIGH) * HIGH), 16);
+    return 16 * (lines | 1);
+}
+
 static void multiply_one(const team *own, part t) {
     const product *p = t.p;
+    t.both = width_of_both(p);
     for (t.from = 0; t.from < p->inner; t.from += DEEP) {
         t.deep = least(DEEP, p->inner - t.from);
         each(own, panels(p->cols, ACROSS), 0, pack_right, &t);
@@ -219,7 +231,7 @@ int orthoopt_tile_cols(void) { return ACROSS; }
  * touched anything where memory is out. */
 int orthoopt_product(const product *p, parallel_fn *parallel, int threads) {
     const team everyone = {parallel, parallel && threads > 1 ? threads : 1};
-    const int64_t right = panels(p->cols, ACROSS) * ACROSS * DEEP, area = TALL * DEEP + right;
+    const int64_t right = most(panels(p->cols, ACROSS) * ACROSS, width_of_both(p)) * DEEP, area = TALL * DEEP + right;
     int64_t alone = p->stack;
     if (everyone.threads > 1 && p->rows * p->cols * p->inner >= SHARED) alone -= alone % everyone.threads;
     reserve *taken = take_reserve(everyone.threads * area * sizeof(float));
