@@ -130,6 +130,8 @@ class PretrainArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.names_output_dir = self.output_dir is not None  # if not, the run chooses a free folder
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # unless it is told so, Accelerate takes processes on CPUs for one
         super().__post_init__()
         if getattr(self, "include_num_input_tokens_seen", "no") == "no":
             self.include_num_input_tokens_seen = "all"  # metrics.jsonl counts tokens, across restarts too
