@@ -49,7 +49,7 @@ class Sandbox:
             --data text:{self.corpus} --cache_dir {self.cache} --output_dir {output}
             --vocab_size 300 --block_size 32 --eval_blocks 24 --validation_fraction 0.2
             --model_overrides {TINY_MODEL} --per_device_train_batch_size 8 --max_steps 12
-            --logging_steps 2 --eval_steps 4 --save_steps 4 --warmup_steps 2 --use_cpu true
+            --logging_steps 2 --eval_steps 4 --save_steps 4 --warmup_steps 2
         """
         return [*flags.split(), *extra]
 

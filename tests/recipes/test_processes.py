@@ -19,7 +19,7 @@ from orthoopt.recipes.pretrain import main
 
 # A small model on the whole standard library: under a minute a run on one core.
 STDLIB = shlex.split("""
-    --vocab_size 1024 --block_size 64 --eval_blocks 64 --per_device_train_batch_size 8 
+    --vocab_size 1024 --block_size 64 --eval_blocks 64 --per_device_train_batch_size 8
     --model_overrides hidden_size=64,intermediate_size=128,num_hidden_layers=2
     --max_steps 60 --logging_steps 5 --eval_steps 20 --save_steps 20
 """)
