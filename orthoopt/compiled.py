@@ -76,9 +76,9 @@ def traced_step(optimizer: OrthoOpt, number: int) -> None:
         step_operation(number, places, [_part(params[i].detach()) for i in places], grads)
 
 
-def _part(tensor: Tensor) -> Tensor:
-    """What an operation can take of a distributed tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def _part(tensor: Any) -> Tensor:
+    """What an operation can take of a distributed tensor; of its attributes Dynamo sees ``placements``, not methods."""
+    return tensor.to_local() if hasattr(tensor, "placements") else tensor
 
 
 def _laid_out_alike(grad: Any, param: Any) -> Tensor:
