@@ -72,7 +72,10 @@ def momentum_into(
     blends = _are_shares(moving.from_grad, moving.from_buffer)
     for grad, buffer, out in zip(grads, buffers, outs, strict=True):
         if moving.from_grad == 0:
-            torch.mul(buffer, moving.from_buffer, out=out) if moving.from_buffer != 1 else out.copy_(buffer)
+            if moving.from_buffer != 1:
+                torch.mul(buffer, moving.from_buffer, out=out)
+            elif out is not buffer:
+                out.copy_(buffer)
         elif out.dtype != buffer.dtype:
             out.copy_(buffer.mul(moving.from_buffer).add_(grad, alpha=moving.from_grad))
         elif blends:

@@ -98,7 +98,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: 
             grad = torch.randn(param.shape, generator=source, dtype=torch.float32).to(param.dtype)
             if isinstance(param, DTensor):
                 grad = distribute_tensor(grad, param.device_mesh, param.placements, src_data_rank=None)
-            param.grad = grad
+            param.grad = grad if param.requires_grad else None
         optimizer.step()
 
 
