@@ -98,25 +98,33 @@ def layouts_of(group: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
     return new_state(rule, wide, parse_view(group["view"]), options)
 
 
-def placed(value: Tensor, param: Tensor, like: Tensor | None) -> Tensor:
+def placed(value: Any, param: Tensor, like: Any) -> Tensor:
     """A copy of ``value`` on the parameter's device, distributed as ``like`` is; plain where that is plain or None.
 
     What is distributed in another way is communicated, so all ranks must load together.
+
+    Args:
+        value: a tensor or DTensor of any device.
+        param: the parameter whose state it is.
+        like: state of the parameter with the placements that are wanted, a tensor, a DTensor or None.
     """
     value = value.detach()
     if like is None or not is_distributed(like):
-        if is_distributed(value):
-            return value.full_tensor().to(param.device)  # type: ignore[attr-defined]
-        return value.to(param.device).clone()
+        return whole(value).to(param.device, copy=True)
     from torch.distributed.tensor import distribute_tensor
 
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    mesh, placements = like.device_mesh, like.placements
     if is_distributed(value):
-        if value.device_mesh == mesh and tuple(value.placements) == tuple(placements):  # type: ignore[attr-defined]
+        if value.device_mesh == mesh and tuple(value.placements) == tuple(placements):
             return value.to(param.device).clone()
-        value = value.full_tensor()  # type: ignore[attr-defined]
+        value = whole(value)
     # Every rank has all of it, so nothing is sent.
     return distribute_tensor(value.to(param.device), mesh, placements, src_data_rank=None)
+
+
+def whole(value: Any) -> Tensor:
+    """All of a DTensor, for which its ranks communicate; any other tensor itself."""
+    return value.full_tensor() if is_distributed(value) else value
 
 
 def is_distributed(tensor: Tensor) -> bool:

@@ -32,9 +32,9 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
         Its path, or None if there is no whole one.
     """
     whole = [path for path in Path(folder).iterdir() if path.is_dir() and is_complete(path)]
-    numbers = [_NUMBER.search(path.name) for path in whole]
-    if all(numbers):
-        return max(whole, key=lambda path: int(_NUMBER.search(path.name)[1]), default=None)  # type: ignore[index]
+    numbers = {path: int(found[1]) for path in whole if (found := _NUMBER.search(path.name))}
+    if len(numbers) == len(whole):
+        return max(whole, key=numbers.__getitem__, default=None)
     return max(whole, key=lambda path: (path / METADATA).stat().st_mtime_ns, default=None)
 
 

@@ -454,7 +454,7 @@ class OrthoOpt(Optimizer):
 
 # A scheduler puts a function of its own before ``step``, to see it called; torch.compile must not trace that function,
 # and breaks its graph there. It leaves a ``step`` alone that says it is wrapped already, and asks for ``_opt_called``.
-OrthoOpt.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+OrthoOpt.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # a mark of torch's own
 
 
 def _computed(tensor: Tensor) -> Tensor:

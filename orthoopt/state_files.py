@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from orthoopt.checkpoint import is_distributed
+from orthoopt.checkpoint import whole
 from orthoopt.state_format import STATE_FORMAT
 
 _WRITTEN_BY = "orthoopt"
@@ -43,8 +43,7 @@ def save_state(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
         for name, param in zip(group["param_names"], group["params"], strict=True):
             for key, value in optimizer.state.get(param, {}).items():
                 if isinstance(value, Tensor):
-                    whole = value.full_tensor() if is_distributed(value) else value  # type: ignore[attr-defined]
-                    tensors[f"{name}/{key}"] = whole.detach().cpu().contiguous().clone()
+                    tensors[f"{name}/{key}"] = whole(value).detach().cpu().contiguous().clone()
                 elif isinstance(value, int | float | bool):
                     numbers[f"{name}/{key}"] = value
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:

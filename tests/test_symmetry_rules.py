@@ -328,3 +328,17 @@ def test_short_rows_are_damped_as_the_mode_says(eps_mode: str) -> None:
 def test_bad_options_are_named(rule: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rules.get(rule).update(torch.ones(2, 3), **options)
+
+
+@pytest.mark.parametrize("eps_mode", ["add", "clamp"])
+@pytest.mark.parametrize("low", [1e-3, 1e-6, 0.0])
+def test_absolute_damping_keeps_short_rows_beside_very_long_ones(eps_mode: str, low: float) -> None:
+    """A row's own length decides: squares of rows 1e23 below the largest entry are nothing in float32."""
+    x = torch.randn(3, 40, dtype=torch.float64)
+    x[0] *= 1e20
+    x[1] *= low
+    length = x.norm(dim=-1, keepdim=True)
+    expected = x / (length + 1e-8 if eps_mode == "add" else length.clamp(min=1e-8))
+    update = rules.get("row_norm").direct(x.float(), {**rules.get("row_norm").defaults, "eps_mode": eps_mode})
+    # float32 entries, a quotient and the division by the largest magnitude: three roundings of 6e-8.
+    torch.testing.assert_close(update.double(), expected, atol=4e-7, rtol=4e-7)

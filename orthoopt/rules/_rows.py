@@ -68,7 +68,9 @@ def normalize_rows(x: Tensor, eps_mode: EpsMode, unit: Tensor | float = 1.0) -> 
             the scale of ``x``. ``add``: row/(‖row‖ + 1e-8). ``clamp``: row/max(‖row‖, 1e-8).
         unit: what ``x`` was divided by before, ``(..., 1, 1)``: the absolute 1e-8 is meant for ``unit·x``.
     """
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    # Where ``unit`` is large the floor lies far below float32's squares: short rows must keep their lengths.
+    wide = torch.float64 if eps_mode != "relative" and x.device.type != "mps" else None
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).to(x.dtype)
     if eps_mode == "relative":
         damped = length + DAMPING * length.square().mean(-2, keepdim=True).sqrt()
     elif eps_mode == "add":
