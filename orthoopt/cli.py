@@ -1,4 +1,4 @@
-"""The command ``orthoopt``: explain, plan, pretrain, bench. Heavy imports happen inside the chosen command."""
+"""The command ``orthoopt``: explain, plan, pretrain, finetune, compare, bench. Heavy imports happen inside the chosen command."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _BENCHES = {
     "orthogonalize": "forms of the iteration and methods of orthogonalize by shape, timed in one process",
     "memory": "peak memory of a step beside its stated need, and state beside AdamW's on real models",
     "pretrain": "optimizers compared by training, each at its own best learning rate",
+    "report": "one page, readable offline, from all result files",
     "state_dtype": "what momenta in bfloat16 and eight bits cost in accuracy",
     "dct": "cosine transforms by products and by Fourier transforms",
     "coefficients": "fitted Newton-Schulz coefficients against Muon's on real momenta",
@@ -21,6 +22,8 @@ _USAGE = """usage: orthoopt COMMAND ...
   explain MODEL                      which parameter gets which rule, and why
   plan [PLAN]                        list the ready plans, print one, or check a plan file
   pretrain [CONFIG] [--key value]    train a language model; without CONFIG a small one on the embedded corpus
+  finetune MODEL [--key value]       fine-tune a local checkpoint, all of it or LoRA adapters
+  compare RUN RUN ...                draw finished runs over each other, here and as PNG
   bench BENCH                        measure; orthoopt bench lists what there is
   fit-coefficients ROWS COLS         Newton-Schulz coefficients for matrices of one shape (ROOT's AdaNewton)
 
@@ -40,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run("orthoopt.plan_command", "recipes", rest)
     if command == "pretrain":
         return _run("orthoopt.recipes.pretrain", "recipes", rest)
+    if command == "finetune":
+        return _run("orthoopt.recipes.finetune", "recipes", rest)
+    if command == "compare":
+        return _run("orthoopt.recipes.compare", "recipes", rest)
     if command == "bench":
         return _bench(rest)
     if command == "fit-coefficients":
