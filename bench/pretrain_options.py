@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orthoopt bench pretrain",
         description="Compare optimizers by training: the learning rate of each is tuned by its own sweep (Optuna), "
-        "then several seeds are trained at the best. Interrupted, it goes on where it stopped.\n\nOptions not listed here "
-        f"are the recipe's (orthoopt pretrain --help) and hold for every run.\n\nsets:\n{sets}",
+        "then several seeds are trained at the best. Interrupted, it goes on where it stopped.\n\nOptions not listed "
+        f"here are the recipe's (orthoopt pretrain --help) and hold for every run.\n\nsets:\n{sets}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -117,7 +118,7 @@ def _crossing(target: float, curve: Sequence[tuple[int, float]]) -> float | None
             if before is None or before[1] <= loss:
                 return float(step)
             return before[0] + (step - before[0]) * (before[1] - target) / (before[1] - loss)
-        before = (step, loss)
+        before = (step, loss) if math.isfinite(loss) else None
     return None
 
 

@@ -170,7 +170,9 @@ class _Study:
             rates = [trial.learning_rate for trial in tried]
             self._enqueue(min(rates) / 2 if side < 0 else max(rates) * 2)
         self._study.sampler = self._sampler(len(tried))
-        self._asked = self._study.ask(self._space)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Clip non-finite values")  # a diverged trial counts as the worst finite
+            self._asked = self._study.ask(self._space)
         return Point(self.arm, self._asked.params[RATE], self._asked.params.get(DECAY))
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
