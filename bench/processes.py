@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 _RECIPE_MODULE = "orthoopt.recipes.pretrain"
 
@@ -55,7 +55,7 @@ class Forked:
         # Else the server would import what lies in the folder it is started from.
         self.environment = {"PYTHONSAFEPATH": "1", **environment}
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        self._context = multiprocessing.get_context(method)
+        self._context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             self._context.set_forkserver_preload([_RECIPE_MODULE])
 
