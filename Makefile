@@ -59,7 +59,7 @@ bench: $(VENV)/.dev
 	$(BIN)/orthoopt bench step --out $(OUT)
 	$(BIN)/orthoopt bench orthogonalize --out $(OUT)
 	$(BIN)/orthoopt bench memory --out $(OUT)
-	$(BIN)/orthoopt bench pretrain --quick --out $(OUT)
+	$(BIN)/orthoopt bench pretrain quick --out $(OUT)
 
 # No virtual environment and no network: a GPU machine brings its own torch, NumPy and pytest.
 gpu:

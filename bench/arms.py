@@ -1,4 +1,4 @@
-"""The arms of a comparison: a plan, or a plan with other options or learning rates of its parts."""
+"""The arms of a comparison: a plan or a peer, or one with other options or learning rates of its parts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orthoopt import plan_files, plans
+from orthoopt.bench import peer_optimizers
 
 _MULTIPLIER = re.compile(r"(embedding|matrices)_x(\d+(?:\.\d+)?)")
 _OPTION = re.compile(r"(\w+)=([\w.+-]+)")
 _PATTERNS = {"embedding": r"embed_tokens|word_embeddings|\bwte\b", "matrices": r"_proj\.weight$"}
 """Names of the parameters that a multiplier is for, in the recipe's models."""
+
+_PEER_MULTIPLIER = "embedding_lr_multiplier"
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,15 @@ class Arm:
 
     name: str
     plan: str
-    """A ready plan's name, or a plan file's path."""
+    """A ready plan's name, or a plan file's path; of a peer, the plan of ours that is like it."""
     multipliers: dict[str, float] = field(default_factory=dict, hash=False)
     """Of the learning rate of the embedding, or of attention's and the mlps' matrices."""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
     """Given to every entry of the plan whose rule has them."""
     plan_file: dict[str, Any] | None = field(default=None, hash=False)
     """What the plan file said when the bench began, as :func:`read_plan_file` has it."""
+    peer: str | None = None
+    """The name in :data:`orthoopt.bench.peer_optimizers.PEERS`, if it is not a plan."""
 
     @property
     def overrides(self) -> dict[str, dict[str, Any]]:
@@ -37,6 +42,12 @@ class Arm:
 
     def flags(self) -> list[str]:
         """The recipe's options."""
+        if self.peer is not None:
+            options = dict(self.options)
+            if self.multipliers:
+                options[_PEER_MULTIPLIER] = self.multipliers["embedding"]
+            function = f"{peer_optimizers.__name__}:{peer_optimizers.PEERS[self.peer].function}"
+            return ["--optimizer", function] + (["--optimizer_options", json.dumps(options)] if options else [])
         flags = ["--plan", self.plan]
         flags += ["--overrides", json.dumps(self.overrides)] if self.overrides else []
         return flags + (["--plan_options", json.dumps(self.options)] if self.options else [])
@@ -55,13 +66,19 @@ def parse_arms(text: str) -> list[Arm]:
 
 
 def parse_arm(spec: str) -> Arm:
-    """``PLAN``, a name or a plan file, and any of ``+embedding_x10``, ``+matrices_x10``, ``+option=value`` behind it.
+    """``PLAN``, a name, a plan file or a peer, and ``+embedding_x10``, ``+matrices_x10``, ``+option=value`` behind.
 
     Raises:
         ValueError: it is not of that form, or names an unknown plan or option; with the known ones.
     """
     plan, *more = spec.split("+")
     multipliers, options = _read(spec, more)
+    if plan in peer_optimizers.PEERS:
+        if "matrices" in multipliers:
+            raise ValueError(f"{spec!r}: matrices_x is for plans; a peer has embedding_x alone")
+        return Arm(spec, peer_optimizers.PEERS[plan].like, multipliers, options, peer=plan)
+    if "." in plan and not plan_files.is_file(plan):
+        raise ValueError(f"{spec!r}: {plan!r} is no plan file and not one of {list(peer_optimizers.PEERS)}")
     try:
         plan_files.resolve(plan, options)
         return Arm(spec, plan, multipliers, options, read_plan_file(plan))

@@ -33,6 +33,7 @@ _HEAVYBALL_OWN = definitions.Muon(
     scale="shape_scaling",
     plain_sum=True,
 )  # fmt: skip
+_PYTORCH_OPTIMIZER = "pytorch_optimizer.optimizer.muon.base"
 _FLOAT32 = "its bfloat16 patched out"
 
 
@@ -82,9 +83,16 @@ def _replaced(module: str, **values: Any) -> Iterator[None]:
             setattr(target, name, value)
 
 
+def pytorch_optimizer_in_float32() -> contextlib.AbstractContextManager[None]:
+    """Let pytorch_optimizer's Muon iterate in float32; it must have been imported."""
+    functions = ("zero_power_via_newton_schulz_5", "zero_power_via_gram_newton_schulz")
+    matrix = sys.modules["pytorch_optimizer.optimizer.utils.matrix"]
+    in_float32 = {name: partial(getattr(matrix, name), dtype=torch.float32) for name in functions}
+    return _replaced(_PYTORCH_OPTIMIZER, **in_float32)
+
+
 def _pytorch_optimizer() -> list[Variant]:
     """kozistr/pytorch_optimizer: batched by shape, momentum written into the gradients."""
-    module = "pytorch_optimizer.optimizer.muon.base"
 
     def build(named: Named, **options: Any) -> Optimizer:
         group = {"params": [p for _, p in named], "use_muon": True}
@@ -93,20 +101,15 @@ def _pytorch_optimizer() -> list[Variant]:
             ns_coeffs=[NS_COEFFICIENTS], use_adjusted_lr=True, **options,
         )  # fmt: skip
 
-    def in_float32() -> contextlib.AbstractContextManager[None]:
-        functions = ("zero_power_via_newton_schulz_5", "zero_power_via_gram_newton_schulz")
-        matrix = sys.modules["pytorch_optimizer.optimizer.utils.matrix"]
-        return _replaced(module, **{name: partial(getattr(matrix, name), dtype=torch.float32) for name in functions})
-
-    make = partial(_peer, "pytorch_optimizer", module, keeps_gradients=False)
+    make = partial(_peer, "pytorch_optimizer", _PYTORCH_OPTIMIZER, keeps_gradients=False)
+    in_float32 = {"around": pytorch_optimizer_in_float32, "same_work": True, "note": _FLOAT32}
     gram = partial(build, ns_method="gram_newton_schulz")
     return [
         make("pytorch-optimizer", build=build, iteration=bfloat16, note="iterates in bfloat16"),
-        make("pytorch-optimizer float32", build=build, around=in_float32, same_work=True, note=_FLOAT32),
-        make("pytorch-optimizer gram float32", build=gram, around=in_float32, same_work=True, note=_FLOAT32),
+        make("pytorch-optimizer float32", build=build, **in_float32),
+        make("pytorch-optimizer gram float32", build=gram, **in_float32),
         make(
-            "pytorch-optimizer gram, no restart, float32", build=partial(gram, ns_reset_steps=()), around=in_float32,
-            same_work=True, note=_FLOAT32,
+            "pytorch-optimizer gram, no restart, float32", build=partial(gram, ns_reset_steps=()), **in_float32,
         ),
     ]  # fmt: skip
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,9 +15,9 @@ from typing import Any
 
 from orthoopt.bench import machine
 from orthoopt.bench.arms import Arm, read_plan_file
+from orthoopt.bench.processes import Command, Forked, Handle, Launcher
 from orthoopt.bench.results_file import write_json
 
-RECIPE = (sys.executable, "-P", "-m", "orthoopt.recipes.pretrain")
 _FINISHED, _LOG = "finished.json", "log.txt"
 _LOG_TAIL = 2000  # characters shown of a failed run
 _KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
@@ -41,16 +39,20 @@ class Run:
     arm: Arm
     learning_rate: float
     seed: int
+    weight_decay: float | None = None
+    """None: the config's."""
 
     def flags(self) -> list[str]:
         """The recipe's options that say so."""
         seed = str(self.seed)
+        decay = [] if self.weight_decay is None else ["--weight_decay", repr(self.weight_decay)]
         return [
-            *self.arm.flags(), "--learning_rate", repr(self.learning_rate), "--seed", seed, "--data_seed", seed,
+            *self.arm.flags(), "--learning_rate", repr(self.learning_rate), *decay, "--seed", seed, "--data_seed", seed,
         ]  # fmt: skip
 
     def __str__(self) -> str:
-        return f"{self.arm.name} lr {self.learning_rate:g} seed {self.seed}"
+        decay = "" if self.weight_decay is None else f" weight decay {self.weight_decay:g}"
+        return f"{self.arm.name} lr {self.learning_rate:.4g}{decay} seed {self.seed}"
 
 
 @dataclass
@@ -71,11 +73,20 @@ class Runner:
     corpus_digest: str
     jobs: int
     threads: int
-    command: Sequence[str] = RECIPE
+    command: Sequence[str] | None = None
+    """What makes a run instead of the recipe in a forked process."""
+    tuned: Sequence[str] = ()
+    """What runs may differ in besides their arms, learning rates and seeds."""
     _sources: str = field(default_factory=machine.source_digest)
-    _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    _running: set[Handle] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopped: bool = False
+
+    def __post_init__(self) -> None:
+        threads = str(self.threads)
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **_KEEP_MEMORY}
+        command = self.command
+        self._launch: Launcher = Forked(environment) if command is None else Command(command, environment)
 
     def run_all(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
         """The rows of these runs, in their order; those that have finished before are read.
@@ -94,7 +105,7 @@ class Runner:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-        check_comparable(rows)
+        check_comparable(rows, but=self.tuned)
         return rows
 
     def run(self, run: Run) -> dict[str, Any]:
@@ -102,7 +113,7 @@ class Runner:
         key = self.key_of(run)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         name = run.arm.name.replace(os.sep, "_")  # a plan file's path
-        folder = self.folder / f"{name}-lr{run.learning_rate:g}-seed{run.seed}-{digest[:12]}"
+        folder = self.folder / f"{name}-lr{run.learning_rate:.4g}-seed{run.seed}-{digest[:12]}"
         cached = _read(folder / _FINISHED) == {"key": key}
         if not cached:
             self._make(run, folder)
@@ -133,17 +144,14 @@ class Runner:
     def _make(self, run: Run, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _FINISHED).unlink(missing_ok=True)
-        command = [*self.command, self.config, *self.flags, *run.flags(), "--output_dir", str(folder)]
-        threads = str(self.threads)
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | _KEEP_MEMORY
+        words = [self.config, *self.flags, *run.flags(), "--output_dir", str(folder)]
         start = time.perf_counter()
-        with open(folder / _LOG, "wb") as log:
-            with self._lock:
-                if self._stopped:
-                    raise BenchError(f"{run}: not started, another run failed")
-                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-                self._running.add(process)
-            status = process.wait()
+        with self._lock:
+            if self._stopped:
+                raise BenchError(f"{run}: not started, another run failed")
+            process = self._launch(words, folder / _LOG)
+            self._running.add(process)
+        status = process.wait()
         with self._lock:
             self._running.discard(process)
         if status:
@@ -168,11 +176,11 @@ def _check_plan_file(arm: Arm) -> None:
         raise BenchError(f"the plan file {arm.plan} changed while the bench ran: start it again")
 
 
-def check_comparable(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise BenchError unless the rows differ in plan, learning rate and seed alone."""
+def check_comparable(rows: Sequence[Mapping[str, Any]], but: Sequence[str] = ()) -> None:
+    """Raise BenchError unless the rows differ in plan, learning rate, seed and what is tuned alone."""
     for row in rows[1:]:
         for key in _EQUAL:
-            if row[key] != rows[0][key]:
+            if key not in but and row[key] != rows[0][key]:
                 raise BenchError(
                     f"{row['arm']} seed {row['seed']} has {key} {row[key]!r}, but {rows[0]['arm']} seed "
                     f"{rows[0]['seed']} has {rows[0][key]!r}: these cannot be compared"

@@ -22,6 +22,7 @@ from orthoopt import plan_files, plans
 from orthoopt.plan_files import PlanFile
 from orthoopt.plan_source import SUFFIXES
 from orthoopt.recipes.errors import RecipeError, nearest
+from orthoopt.recipes.optimizers import find_function
 from orthoopt.recipes.schedules import VECTOR_SCHEDULES
 
 
@@ -100,6 +101,14 @@ class RunArguments:
         None,
         'Name pattern to options, looked at before the plan, as JSON or YAML: {"lm_head": {"rule": "adamw"}}.',
     )
+    optimizer: str | None = _option(
+        None,
+        "Another optimizer in place of a plan: MODULE:FUNCTION, called with the model, lr=, weight_decay= and "
+        "--optimizer_options.",
+    )
+    optimizer_options: dict[str, Any] | str | None = _option(
+        None, 'Further arguments of --optimizer: "momentum=0.9,nesterov=true", JSON, or a mapping.'
+    )
     decay_fraction: float = _option(
         0.5,
         "With warmup_stable_decay: the share of the steps in which the learning rate falls linearly to 0.",
@@ -150,11 +159,14 @@ class Arguments(NamedTuple):
     model_overrides: dict[str, Any]
     plan_options: dict[str, Any]
     overrides: dict[str, dict[str, Any]]
+    optimizer_options: dict[str, Any]
     learning_rate: float
 
     @property
     def plan_name(self) -> str:
-        """The plan's name, or its file's without the folder."""
+        """The plan's name, or its file's without the folder; of another optimizer, the function's."""
+        if self.run.optimizer is not None:
+            return self.run.optimizer.partition(":")[2]
         return self.plan.name if isinstance(self.plan, PlanFile) else self.plan
 
 
@@ -201,6 +213,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         model_overrides=_model_overrides(model, settings),
         plan_options=parse_mapping(run.plan_options, "plan_options"),
         overrides=parse_mapping(run.overrides, "overrides"),
+        optimizer_options=parse_mapping(run.optimizer_options, "optimizer_options"),
         learning_rate=_learning_rate(plan, run, training),
     )
 
@@ -327,10 +340,21 @@ def _check(data: DataArguments, run: RunArguments, training: PretrainArguments) 
         raise RecipeError(f"--vector_warmup_steps must be at least 0, got {run.vector_warmup_steps}")
     if run.vector_warmup_steps and run.vector_schedule is None:
         raise RecipeError("--vector_warmup_steps goes with --vector_schedule, which is not given")
+    if run.optimizer is not None:
+        _check_optimizer(run, training)
     if training.fsdp and not torch.accelerator.is_available():
         raise RecipeError("--fsdp is Accelerate's, which has it on accelerators alone: --shard true works on CPUs too")
     if data.streaming and training.max_steps <= 0:
         raise RecipeError("--streaming has no end: give --max_steps")
+
+
+def _check_optimizer(run: RunArguments, training: PretrainArguments) -> None:
+    find_function(str(run.optimizer))
+    for option in ("plan_options", "overrides"):
+        if getattr(run, option):
+            raise RecipeError(f"--{option} is for a plan's rules, which --optimizer takes the place of")
+    if training.learning_rate is None:
+        raise RecipeError(f"no learning rate for --optimizer {run.optimizer}: give --learning_rate")
 
 
 def _unexpected(text: str, parser: _Parser) -> str:

@@ -76,7 +76,8 @@ def pretrain(arguments: Arguments) -> dict[str, Any]:
     if training.should_save:
         _check_same_run(place, run)
         report.write_json(place.output / report.RUN, run)
-        _keep_plan(place.output / report.PLAN, arguments.plan)
+        if arguments.run.optimizer is None:
+            _keep_plan(place.output / report.PLAN, arguments.plan)
         (place.output / report.RESULTS).unlink(missing_ok=True)
         callbacks.append(_metrics_log(place, steps, clock))
         print(record.header(run, arguments, place, steps), flush=True)

@@ -40,6 +40,8 @@ RESULT_KEYS = (
 def _routing(arguments: Arguments, model: PreTrainedModel) -> list[dict[str, Any]]:
     """Which rule every parameter gets, as plain data."""
     training = arguments.training
+    if arguments.run.optimizer is not None:
+        return []
     try:
         assignments = dispatch.assign(
             model,
@@ -83,7 +85,8 @@ def describe_run(
     return {
         "config": arguments.config,
         "plan": arguments.plan_name,
-        "plan_file": describe_plan_file(arguments.plan),
+        "plan_file": None if arguments.run.optimizer else describe_plan_file(arguments.plan),
+        "optimizer": arguments.run.optimizer,
         "learning_rate": arguments.learning_rate,
         "weight_decay": training.weight_decay,
         "seed": training.seed,
@@ -127,8 +130,9 @@ def header(run: dict[str, Any], arguments: Arguments, place: Place, steps: int) 
         ("model", f"{run['model']}, {run['parameters']:,} parameters"),
         ("corpus", f"{source}: {tokens}, vocabulary {run['vocabulary']:,}"),
         ("held out", f"{run['scored']['blocks']} blocks, {run['scored']['bytes']:,} bytes scored"),
-        ("plan", f"{run['plan']}, lr {run['learning_rate']:g}, weight decay {run['weight_decay']:g}"),
-        ("rules", ", ".join(f"{rule}: {number} tensors" for rule, number in rules.most_common())),
+        ("optimizer" if run["optimizer"] else "plan",
+         f"{run['optimizer'] or run['plan']}, lr {run['learning_rate']:g}, weight decay {run['weight_decay']:g}"),
+        *([("rules", ", ".join(f"{rule}: {number} tensors" for rule, number in rules.most_common()))] if rules else []),
         ("training", f"{length} of {batch} x {block}{total}, seed {run['seed']}, on {run['device']}"
                      + (f" x {run['world_size']}" if run["world_size"] > 1 else "")),
         ("output", str(place.output)),

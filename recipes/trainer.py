@@ -20,6 +20,7 @@ from orthoopt.recipes import sharding
 from orthoopt.recipes.arguments import Arguments, PretrainArguments
 from orthoopt.recipes.callbacks import RoleMetrics
 from orthoopt.recipes.data import PretrainData, collate
+from orthoopt.recipes.optimizers import NamedOptimizer
 from orthoopt.recipes.schedules import with_vector_schedule
 
 
@@ -33,6 +34,15 @@ def _saves_what_is_sharded(training: PretrainArguments, shard: bool) -> Iterator
         yield
     finally:
         training.save_strategy = chosen
+
+
+def optimizer_factory(arguments: Arguments) -> tuple[type, dict[str, Any]]:
+    """What Trainer builds the optimizer with: a class that is called with the model, and keywords."""
+    rates = {"lr": arguments.learning_rate, "weight_decay": arguments.training.weight_decay}
+    if arguments.run.optimizer is not None:
+        return NamedOptimizer, rates | {"target": arguments.run.optimizer, "options": arguments.optimizer_options}
+    options = {"plan": arguments.plan, "overrides": arguments.overrides, "options": arguments.plan_options}
+    return OptimizerFactory, rates | options
 
 
 class PretrainTrainer(Trainer):
@@ -55,15 +65,9 @@ class PretrainTrainer(Trainer):
         training.per_device_eval_batch_size = data.validation.batch_size(
             training.per_device_eval_batch_size, training.world_size
         )
-        options = {
-            "plan": arguments.plan,
-            "lr": arguments.learning_rate,
-            "weight_decay": training.weight_decay,
-            "overrides": arguments.overrides,
-            "options": arguments.plan_options,
-        }
+        factory = optimizer_factory(arguments)
         with _saves_what_is_sharded(training, run.shard):
-            self._start(model, data, tokenizer, callbacks, training, options)
+            self._start(model, data, tokenizer, callbacks, training, factory)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
@@ -74,7 +78,7 @@ class PretrainTrainer(Trainer):
         tokenizer: PreTrainedTokenizerFast,
         callbacks: list[TrainerCallback],
         training: PretrainArguments,
-        options: dict[str, Any],
+        factory: tuple[type, dict[str, Any]],
     ) -> None:
         super().__init__(
             model=model,
@@ -84,7 +88,7 @@ class PretrainTrainer(Trainer):
             eval_dataset=data.validation,
             processing_class=tokenizer,
             callbacks=[self.role_metrics, *callbacks],
-            optimizer_cls_and_kwargs=(OptimizerFactory, options),
+            optimizer_cls_and_kwargs=factory,
         )
 
     def create_scheduler(
@@ -148,6 +152,18 @@ class PretrainTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_drop_last = drop_last
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As Trainer's, of the language model's loss alone: a router's auxiliary loss is for training."""
+        config = self.model.config
+        with_router = getattr(config, "output_router_logits", False)
+        if with_router:
+            config.output_router_logits = False
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            if with_router:
+                config.output_router_logits = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what each role did to a training log and bits per byte to an evaluation; leave out speeds."""

@@ -11,7 +11,9 @@ import pytest
 from orthoopt import plans
 from orthoopt.bench import machine, pretrain
 from orthoopt.bench.arms import Arm, parse_arm, parse_arms
+from orthoopt.bench.pretrain_options import parse
 from orthoopt.bench.runs import BenchError, Run, Runner, check_comparable
+from orthoopt.bench.sweep import Trial
 
 # Stands in for the recipe: the same files from a formula. Every plan has its best learning rate; a seed adds a little.
 FAKE = """
@@ -53,8 +55,11 @@ class Lab:
     def run(self, *words: str) -> int:
         flags = ["--runs", str(self.root / "runs"), "--out", str(self.root / "out"), "--jobs", "2",
                  "--data", f"text:{self.root / 'corpus'}", "--cache_dir", str(self.root / "cache"),
-                 "--vocab_size", "300", "--block_size", "16"]  # fmt: skip
-        return pretrain.main([*flags, *words], command=(sys.executable, "-S", str(self.root / "fake.py")))
+                 "--vocab_size", "300", "--block_size", "16", "--no_timing", "--name", "pretrain"]  # fmt: skip
+        arms = [] if "--arms" in words else ["--arms", "adamw,symmetry"]
+        return pretrain.main(
+            ["quick", *flags, *arms, *words], command=(sys.executable, "-S", str(self.root / "fake.py"))
+        )
 
     def mistake(self, **mistakes: object) -> None:
         (self.root / "mistakes.json").write_text(json.dumps(mistakes))
@@ -89,22 +94,26 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def test_each_plan_is_compared_at_its_own_best(lab: Lab, capsys) -> None:
-    assert lab.run("--quick", "--points", "3") == 0
+    assert lab.run("--trials", "3") == 0
     result = lab.result
     adamw, symmetry = result["plans"]["adamw"], result["plans"]["symmetry"]
-    assert adamw["best_learning_rate"] == 1e-3 and symmetry["best_learning_rate"] == 1.6e-2
+    # The fake's bowls have their bottoms at 1e-3 and 1.6e-2; three trials by factor 3 and steps beyond edges find them
+    # to a factor of 2.
+    assert 5e-4 < adamw["best_learning_rate"] < 2e-3 and 8e-3 < symmetry["best_learning_rate"] < 3.2e-2
     for plan in (adamw, symmetry):
         assert plan["best_is_inside_grid"]
         rates = [row["learning_rate"] for row in plan["grid"]]
         assert rates == sorted(rates) and len(set(rates)) == len(rates)
         assert [row["seed"] for row in plan["seeds"]] == [0, 1, 2]
-        # Seed 0 is the grid's run, not another.
+        # Seed 0 is the sweep's run, not another.
         at_best = next(row for row in plan["grid"] if row["learning_rate"] == plan["best_learning_rate"])
         assert plan["seeds"][0]["validation_loss"] == at_best["validation_loss"]
         low, high = plan["validation_loss"]["ci95"]
         assert low < plan["validation_loss"]["mean"] < high
     assert len(lab.calls) == len(set(lab.calls)) == sum(len(p["grid"]) + 2 for p in (adamw, symmetry))
     assert result["winner"] == result["differences"][0]["winner"] == "symmetry"
+    assert result["reference"] == "adamw" and adamw["to_reference"]["share"] == 1.0
+    assert symmetry["to_reference"]["tokens"] == 512 and symmetry["timing"] is None
     assert result["settings"]["flags"] and result["settings"]["config_values"]["model"] == "Qwen3Config"
     assert result["corpus"]["digest"] == (lab.root / "digest.txt").read_text()
     assert result["machine"]["sources"] == machine.source_digest()
@@ -115,13 +124,13 @@ def test_each_plan_is_compared_at_its_own_best(lab: Lab, capsys) -> None:
 
 def test_a_difference_inside_the_noise_has_no_winner(lab: Lab, capsys) -> None:
     lab.mistake(noise=2.0)
-    assert lab.run("--quick", "--points", "5") == 0
+    assert lab.run("--trials", "5") == 0
     assert lab.result["winner"] is None
     assert "inside the noise of 3 seeds" in capsys.readouterr().out
 
 
 def test_finished_runs_are_kept_for_the_same_settings_alone(lab: Lab, capsys) -> None:
-    words = ["--quick", "--plans", "adamw", "--points", "3", "--seeds", "1"]
+    words = ["--arms", "adamw", "--trials", "3", "--seeds", "1"]
     assert lab.run(*words) == 0
     made, first = len(lab.calls), lab.result["plans"]
     assert lab.run(*words) == 0
@@ -136,10 +145,10 @@ def test_a_plan_file_is_an_arm_and_its_content_decides_which_runs_are_kept(lab: 
     path = Path("plans") / "symmetry.yaml"  # the fake recipe's best learning rate is found by this name
     path.parent.mkdir()
     path.write_text("base: symmetry\noptions: {momentum: 0.9}\n")
-    words = ["--quick", "--plans", f"adamw,{path}+embedding_x10", "--points", "3", "--seeds", "1"]
+    words = ["--arms", f"adamw,{path}+embedding_x10", "--trials", "3", "--seeds", "1"]
     assert lab.run(*words) == 0
     arm = lab.result["plans"][f"{path}+embedding_x10"]
-    assert arm["best_learning_rate"] == 1.6e-2 and arm["plan"] == str(path)
+    assert 8e-3 < arm["best_learning_rate"] < 3.2e-2 and arm["plan"] == str(path)
     assert arm["plan_file"]["base"] == "symmetry" and arm["plan_file"]["roles"]["attention"]["momentum"] == 0.9
     assert lab.result["plans"]["adamw"]["plan_file"] is None
     made = len(lab.calls)
@@ -151,7 +160,7 @@ def test_a_plan_file_is_an_arm_and_its_content_decides_which_runs_are_kept(lab: 
     assert again and all(call.startswith("symmetry ") for call in again)
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        lab.run("--plans", "plans/symetry.yaml")
+        lab.run("--arms", "plans/symetry.yaml")
     assert "no plan file plans/symetry.yaml; did you mean 'symmetry.yaml'" in capsys.readouterr().err
 
 
@@ -169,24 +178,24 @@ def test_a_plan_file_that_changes_while_the_bench_runs_stops_it(tmp_path: Path, 
 
 def test_an_interrupted_bench_goes_on_where_it_stopped(lab: Lab, capsys) -> None:
     lab.mistake(fails="symmetry")
-    assert lab.run("--quick", "--points", "3", "--jobs", "1") == 1
+    assert lab.run("--trials", "3", "--jobs", "1") == 1
     assert "the recipe says: no such thing" in capsys.readouterr().err
     done = [call for call in lab.calls if call.startswith("adamw")]
     assert done and not (lab.root / "out").exists()
     lab.mistake()
-    assert lab.run("--quick", "--points", "3", "--jobs", "1") == 0
+    assert lab.run("--trials", "3", "--jobs", "1") == 0
     assert all(lab.calls.count(call) == 1 for call in done)
 
 
 def test_rows_of_another_corpus_are_refused(lab: Lab, capsys) -> None:
     lab.mistake(digest="0" * 64)
-    assert lab.run("--quick", "--points", "3") == 1
+    assert lab.run("--trials", "3") == 1
     assert "0" * 64 in capsys.readouterr().err
 
 
 def test_rows_that_differ_in_more_than_the_plan_are_refused(lab: Lab, capsys) -> None:
     lab.mistake(longer="symmetry")
-    assert lab.run("--quick", "--points", "3") == 1
+    assert lab.run("--trials", "3") == 1
     assert "has steps 9" in capsys.readouterr().err
     with pytest.raises(BenchError, match="tokens"):
         row = dict.fromkeys(("arm", "seed", "model", "parameters", "corpus", "scored", "steps", "tokens"), 1)
@@ -232,13 +241,19 @@ def test_arms() -> None:
         parse_arm("muon+ns_step=3")
     with pytest.raises(ValueError, match="steps must be"):
         parse_arm("muon+ns_steps=0")
+    peer = parse_arm("torch.optim.Muon+embedding_x10")
+    assert (peer.peer, peer.plan) == ("torch.optim.Muon", "muon")
+    assert peer.flags() == ["--optimizer", "orthoopt.bench.peer_optimizers:torch_muon",
+                            "--optimizer_options", '{"embedding_lr_multiplier": 10.0}']  # fmt: skip
+    with pytest.raises(ValueError, match="matrices_x is for plans"):
+        parse_arm("torch.optim.Muon+matrices_x2")
     assert [arm.name for arm in parse_arms("adamw+embedding_x10,all,muon")][1:] == plans.names()
 
 
 def test_many_arms_are_compared_with_one_and_drawn_as_a_ranking(lab: Lab) -> None:
     arms = ["adamw", "symmetry", *(f"adamw+embedding_x{i}" for i in range(2, 7))]
-    words = ("--plans", ",".join(arms), "--against", "symmetry", "--name", "many", "--points", "3", "--seeds", "2")
-    assert lab.run("--quick", *words) == 0
+    words = ("--arms", ",".join(arms), "--against", "symmetry", "--name", "many", "--trials", "3", "--seeds", "2")
+    assert lab.run(*words) == 0
     result = json.loads((lab.root / "out" / "many_cpu.json").read_text())
     assert list(result["plans"]) == arms
     assert [row["between"] for row in result["differences"]] == [["adamw", "symmetry"]] + [
@@ -283,12 +298,13 @@ def test_an_arm_multiplies_its_part_and_nothing_else() -> None:
 def test_wrong_recipe_options_are_usage_errors(lab: Lab, capsys, words: list[str], hint: str) -> None:
     if words[0] == "--streaming":
         words = [*words, "--max_steps", "-1"]
-    assert lab.run("--quick", *words) == 2
+    assert lab.run(*words) == 2
     assert hint in capsys.readouterr().err and not lab.calls
 
 
 def test_wrong_bench_options_are_usage_errors(capsys) -> None:
-    for words in (["--plans", "adamm"], ["--seeds", "0"], ["--jobs", "0"]):
+    for words in (["--arms", "adamm"], ["--arms", "torch.optim.Adam"], ["--seeds", "0"], ["--jobs", "0"],
+                  ["--trials", "2"], ["--tune", "weight_decay"], ["--reference", "x"]):  # fmt: skip
         with pytest.raises(SystemExit) as stop:
             pretrain.main(words)
         assert stop.value.code == 2
@@ -299,12 +315,13 @@ def test_wrong_bench_options_are_usage_errors(capsys) -> None:
 def test_the_real_recipe_gives_comparable_rows(lab: Lab) -> None:
     sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=1"
     heads = "num_attention_heads=2,num_key_value_heads=1,head_dim=16"
-    words = ["--plans", "adamw+embedding_x10,symmetry", "--runs", str(lab.root / "runs"), "--jobs", "2",
+    arms = "adamw+embedding_x10,symmetry,torch.optim.Muon"
+    words = ["quick", "--arms", arms, "--runs", str(lab.root / "runs"), "--jobs", "2",
              "--data", f"text:{lab.root / 'corpus'}", "--cache_dir", str(lab.root / "cache"), "--vocab_size", "300",
              "--block_size", "16", "--eval_blocks", "8", "--model_overrides", f"{sizes},{heads}", "--max_steps", "4",
              "--logging_steps", "1", "--eval_steps", "2", "--use_cpu", "true"]  # fmt: skip
-    options, rest = pretrain._parse(words)
-    _, runner, _ = pretrain._prepare(options, rest, pretrain.RECIPE)
+    options, rest = parse(words)
+    runner, _, prepared = pretrain._prepare(options, rest, None)
     runs = [Run(arm, 1e-3, seed) for arm in options.arms for seed in (0, 1)]
     rows = runner.run_all(runs)
     assert len({row["validation_loss"] for row in rows}) == len(rows)  # plan and seed both matter
@@ -315,3 +332,12 @@ def test_the_real_recipe_gives_comparable_rows(lab: Lab) -> None:
         assert row["validation_curve"][-1][1] == row["validation_loss"]
         assert row["steps"] == 4 and row["tokens"] > 0
     assert runner.run_all(runs) == rows
+    options.timing_seconds = 0.01
+    trained = [pretrain.Trained(arm, [], [], Trial(1e-3, None, 0.0), []) for arm in options.arms]
+    timings = pretrain._time(options, runner, trained, prepared)
+    for timing in timings.values():
+        assert timing["step_ms"]["median"] > timing["optimizer_ms"]["median"] > 0
+    # AdamW keeps two moments of every parameter, symmetry one of most.
+    model = rows[0]["parameters"]
+    adamw, symmetry, *_ = (timing["state_bytes"] for timing in timings.values())
+    assert 8 * model < adamw < 8.1 * model and symmetry < 0.6 * adamw
