@@ -33,7 +33,7 @@ def assemble(out: Path, reference: Callable[[str], str]) -> list[Path]:
     """
     shutil.rmtree(out, ignore_errors=True)
     read: list[Path] = []
-    queue = [page for page in sorted((ROOT / "docs").rglob("*.md"))]
+    queue = sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "site")
     seen = set(queue)
     while queue:
         source = queue.pop(0)

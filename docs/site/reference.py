@@ -10,7 +10,7 @@ from typing import Any
 _WIDTH = 100
 _ROLE = re.compile(r":(?:\w+:)?\w+:`~?([^`]+)`")
 _ENTRY = re.compile(r"^    (?P<name>\S[^:]*): (?P<text>.*(?:\n(?:     .*|\s*(?=\n     )))*)", re.M)
-_SECTION = re.compile(r"^(?P<title>Args|Attributes|Raises|Returns|Yields|Source|Sources):\n(?P<body>(?:(?: {4}.*)?\n?)+)", re.M)
+_SECTION = re.compile(r"^(?P<title>Args|Attributes|Raises|Returns|Yields):\n(?P<body>(?: {4}.*\n?|\n)*)", re.M)
 
 
 def reference(name: str) -> str:
