@@ -125,6 +125,8 @@ def _orthoopt(arguments: list[str], command: Command, monkeypatch: pytest.Monkey
         arguments, target = arguments[: arguments.index(">")], arguments[arguments.index(">") + 1]
         Path(target).write_text(_run(main, arguments), encoding="utf-8")
         return
+    if command.inline and len(arguments) == 1 + (arguments[0] == "bench"):
+        arguments = [*arguments, "--help"]  # it is only named
     _provide_files(arguments)
     if command.output is not None:
         assert_shows(command.output, _run(main, arguments), command.shortened)

@@ -63,6 +63,18 @@ def table(arms: list[str]) -> str:
     return _HEAD + "\n".join(lines) + "\n\n"
 
 
+def step_times() -> list[str]:
+    """What the questions say of step times: ours, torch's, and how much faster than the fastest peer."""
+    result = _result("step_cpu")
+    milliseconds = {row["name"]: 1e3 * row["seconds"]["median"] for row in result["shapes"]["cpu_small"]["variants"]}
+    (ahead,) = (row["value"] for row in result["must_show"] if row["what"] == "fastest peer over orthoopt.Muon")
+    return [
+        f"`orthoopt.Muon` takes {milliseconds['orthoopt.Muon']:.0f} ms",
+        f"`torch.optim.Muon` takes {milliseconds['torch.optim.Muon']:.0f}",
+        f"{ahead:.2f} times as fast as the fastest float32 implementation of another package",
+    ]
+
+
 def with_tables(text: str) -> str:
     """A page with the tables that its markers ask for."""
 

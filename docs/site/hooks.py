@@ -8,13 +8,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pages import ROOT, assemble
+from pages import assemble
 from reference import reference
 
 
 def on_config(config: Any) -> Any:
-    """Build from `build/docs` instead of docs/ itself."""
-    out = ROOT / "build" / "docs"
+    """Build from `build/docs`, beside the site, instead of docs/ itself."""
+    out = Path(config["site_dir"]).parent / "build" / "docs"
     assemble(out, reference)
     config["docs_dir"] = str(out)
     config["nav"] = [entry for entry in map(lambda entry: _existing(entry, out), config["nav"]) if entry]
