@@ -20,9 +20,10 @@ _STEPS = {
 }  # fmt: skip
 """Plans whose rule for matrices is timed, and under which name."""
 _HEAD = """
-At equal tokens, each arm at its own best learning rate, mean of three seeds, differences within seeds with 95% intervals
-([plans_cpu.json](../../bench/results/plans_cpu.json): 120 steps of a small model, see [what that carries](../plans.md#one-comparison));
-state on Qwen3-0.6B ([memory_cpu.json](../../bench/results/memory_cpu.json)); a step on 24 small matrices on two CPU cores
+At equal tokens, each arm at its own best learning rate, mean of three seeds, differences within seeds with 95%
+intervals ([plans_cpu.json](../../bench/results/plans_cpu.json): 120 steps of a small model, see
+[how far it carries](../plans.md#one-comparison)); state on Qwen3-0.6B
+([memory_cpu.json](../../bench/results/memory_cpu.json)); a step on 24 small matrices on two CPU cores
 ([step_cpu.json](../../bench/results/step_cpu.json)).
 
 | arm | best lr | validation loss | lower than `adamw` by | state, of AdamW's | a step, ms |

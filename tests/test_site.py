@@ -73,7 +73,8 @@ def test_every_link_and_anchor_of_the_site_leads_somewhere(site: Path, parts: di
             url = urlsplit(link)
             if url.scheme or url.netloc:
                 continue
-            target = (base / unquote(url.path)).resolve() if url.path else page
+            path = unquote(url.path).lstrip("/") if page.name == "404.html" else unquote(url.path)
+            target = (base / path).resolve() if path else page
             target = target / "index.html" if target.is_dir() else target
             anchors = parts[target].anchors if target in parts else set()
             if not target.exists() or (url.fragment and target in parts and unquote(url.fragment) not in anchors):

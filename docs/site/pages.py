@@ -48,8 +48,9 @@ def assemble(out: Path, reference: Callable[[str], str]) -> list[Path]:
         place.write_text(text, encoding="utf-8")
         queue += [target for target in targets if target not in seen]
         seen.update(targets)
-    for asset in (ROOT / "docs" / "site").glob("*.css"):
-        shutil.copyfile(asset, out / asset.name)
+    for asset in (ROOT / "docs" / "site").iterdir():
+        if asset.suffix in (".css", ".js"):
+            shutil.copyfile(asset, out / asset.name)
     return read
 
 

@@ -8,6 +8,8 @@ import re
 from typing import Any
 
 _WIDTH = 100
+_QUOTED = re.compile(r"(?<=: )'([^']*)'")
+"""An annotation, which is text where annotations are not evaluated."""
 _ROLE = re.compile(r":(?:\w+:)?\w+:`~?([^`]+)`")
 _ENTRY = re.compile(r"^    (?P<name>\S[^:]*): (?P<text>.*(?:\n(?:     .*|\s*(?=\n     )))*)", re.M)
 _SECTION = re.compile(r"^(?P<title>Args|Attributes|Raises|Returns|Yields):\n(?P<body>(?: {4}.*\n?|\n)*)", re.M)
@@ -66,7 +68,7 @@ def _signature(name: str, value: Any) -> str:
         elif item.kind is item.KEYWORD_ONLY and not star:
             shown.append("*")
             star = True
-        shown.append(str(item))
+        shown.append(_QUOTED.sub(r"\1", str(item)))
     returns = signature.return_annotation
     arrow = "" if inspect.isclass(value) or returns in (signature.empty, None, "None") else f" -> {returns}"
     line = f"{name}({', '.join(shown)}){arrow}"
