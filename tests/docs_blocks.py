@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -83,6 +84,23 @@ def commands(page: Path) -> Iterator[Command]:
     for span in _SPAN.finditer(prose):
         place = f"{name_of(page)}:{prose[: span.start()].count(chr(10)) + 1}"
         yield Command(place, " ".join(span[1].split()), inline=True)
+
+
+def run_blocks(page: Path) -> None:
+    """Run the Python blocks of a page in order, with `torch`, `orthoopt` and a small `model` that has gradients."""
+    import models
+    import torch
+
+    import orthoopt
+
+    model = models.qwen3(device="cpu")
+    for param in model.parameters():
+        param.grad = torch.randn_like(param)
+    space: dict[str, Any] = {"torch": torch, "orthoopt": orthoopt, "model": model}
+    with warnings.catch_warnings():  # a page may filter some
+        for block in blocks(page):
+            if block.language == "python":
+                exec(compile("\n" * block.line + block.text, name_of(page), "exec"), space)
 
 
 def _without_blocks(text: str) -> str:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import models
 import pytest
-import torch
+from docs_blocks import run_blocks
 
-import orthoopt
 from orthoopt import plans, rules
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# What torchrun sets for one process of one.
-TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 
@@ -29,37 +21,16 @@ def names_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.fixture
-def one_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As under torchrun with one process; a process group that a page makes is gone afterwards."""
-    for name, value in TORCHRUN.items():
-        monkeypatch.setenv(name, value)
-    yield
-    if "accelerate" in sys.modules:  # it remembers for the whole process what it was started under
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+# The page of frameworks runs in test_integrations.py, which imports them anyway.
+RUN = [page for page in PAGES if BLOCK.search(page.read_text()) and page.name != "swap.md"]
 
 
-# Of Lightning's own making: a deprecated import, few loader workers.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning", "ignore::UserWarning:lightning")
-@pytest.mark.filterwarnings("ignore::FutureWarning:lightning")
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=names_of)
-def test_the_python_blocks_of_a_page_run_in_order(
-    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_of_one: None
-) -> None:
+@pytest.mark.parametrize("page", RUN, ids=names_of)
+def test_the_python_blocks_of_a_page_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # A rule that a page defines is gone with its test.
     monkeypatch.setattr(rules._base, "_RULES", dict(rules._base._RULES))
     monkeypatch.chdir(tmp_path)
-    model = models.qwen3(device="cpu")
-    for param in model.parameters():
-        param.grad = torch.randn_like(param)
-    space: dict[str, Any] = {"torch": torch, "orthoopt": orthoopt, "model": model}
-    with warnings.catch_warnings():
-        for block in BLOCK.findall(page.read_text()):
-            exec(compile(block, names_of(page), "exec"), space)
+    run_blocks(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names_of)

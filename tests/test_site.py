@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -27,6 +28,13 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
+@pytest.fixture
+def layout(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """The modules that lay out the pages and write the reference."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    return importlib.import_module("pages"), importlib.import_module("reference")
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site as `make docs` builds it, in a folder of its own. A warning fails the build."""
@@ -37,6 +45,42 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stderr and not done.stdout, done.stdout + done.stderr
     return folder
+
+
+def test_links_out_of_the_documents_lead_to_pages_of_their_own(
+    layout: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages, _ = layout
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    for name, text in {
+        "docs/site/style.css": "",
+        "docs/a.md": "[b](sub/b.md#x) [s](../src/s.py) [f](../src) [web](https://x.y/z.md) `[c](../no.md)`\n",
+        "docs/sub/b.md": "[a](../a.md)\n\n```\n[c](../no.md)\n```\n\n<!-- reference: one, two -->\n",
+        "src/s.py": "# [no](link.md)\n",
+        "src/n.json": "{}",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    out = tmp_path / "out"
+    pages.assemble(out, lambda name: f"<{name}>")
+    first, second = (out / "a.md").read_text(), (out / "sub" / "b.md").read_text()
+    assert "[b](sub/b.md#x) [s](repository/src/s.py.md) [f](repository/src/files.md)" in first
+    assert "[web](https://x.y/z.md) `[c](../no.md)`" in first
+    assert "[a](../a.md)" in second and "[c](../no.md)" in second and "<one>\n\n<two>" in second
+    assert "~ python\n# [no](link.md)" in (out / "repository" / "src" / "s.py.md").read_text()
+    assert "[n.json](n.json)" in (out / "repository" / "src" / "files.md").read_text()
+    assert (out / "repository" / "src" / "n.json").read_text() == "{}"
+    (tmp_path / "docs" / "a.md").write_text("[gone](gone.md)\n")
+    with pytest.raises(FileNotFoundError, match=r"docs/a\.md links to gone\.md"):
+        pages.assemble(out, str)
+
+
+def test_a_docstring_becomes_a_signature_and_lists(layout: tuple[Any, Any]) -> None:
+    text = layout[1].reference("orthoopt.Muon")
+    assert text.startswith("### orthoopt.Muon { #orthoopt.Muon }")
+    assert "    lr: float | Tensor = 0.001,\n" in text and "    *,\n" in text
+    assert "**Args**\n\n- `params`: a model, named parameters, bare parameters (shapes decide, with a warning)," in text
+    assert "see `orthoopt.weight_decay`" in text and ":mod:" not in text and "``" not in text.replace("```", "")
 
 
 class Parts(HTMLParser):
