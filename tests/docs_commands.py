@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs_blocks import ROOT, Command
+from docs_blocks import ROOT, WORDS, Command
 
 PLACEHOLDERS = {
     "MODEL": "gpt2", "PLAN": "muon", "NAME": "muon", "BENCH": "step", "COMMAND": "explain", "CONFIG": "default",
@@ -23,21 +23,12 @@ PLACEHOLDERS = {
 }  # fmt: skip
 """What stands for a word in capitals."""
 ELSEWHERE = {
-    "git",
-    "cd",
-    "cp",
-    "export",
-    "mkdir",
-    "ls",
-    "cat",
-    "wandb",
-    "tensorboard",
-    "srun",
-    "source",
-    "nvidia-smi",
-    "open",
-}
+    "git", "cd", "cp", "rm", "export", "mkdir", "ls", "cat", "echo", "wait", "wandb", "tensorboard", "source", "open",
+    "nvidia-smi", "for", "done", "if", "fi",
+}  # fmt: skip
 """Commands that are not ours to check."""
+BEFORE = {"do", "then", "srun", "nohup", "time", "exec", "env"}
+"""What stands before a command, with options of its own."""
 SCRIPTS = {"train.py"}
 """The reader's own."""
 _CHAINS = {"&&", "||", ";", "|", "&"}
@@ -83,6 +74,8 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 def _simple_commands(text: str) -> list[list[str]]:
     """The words of each command of a line; what follows two blanks is a description, as is what follows a #."""
     text = re.split(r"\s{2,}", text.strip())[0]
+    if loop := re.match(r"for (\w+) in ([^\s;]+)", text):
+        text = text.replace(f"${loop[1]}", loop[2])
     lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     found: list[list[str]] = [[]]
@@ -100,7 +93,12 @@ def _check_words(words: list[str], command: Command, monkeypatch: pytest.MonkeyP
         words = words[1:]
     if not words or words[0] in ELSEWHERE:
         return
+    if words[0] in BEFORE:
+        rest = [number for number, word in enumerate(words) if number and word in WORDS]
+        words = words[rest[0] :] if rest else ["done"]
     name, arguments = words[0], words[1:]
+    if name in ELSEWHERE:
+        return
     checks: dict[str, Callable[[], None]] = {
         "orthoopt": lambda: _orthoopt(arguments, command, monkeypatch),
         "make": lambda: _make(arguments),
@@ -121,6 +119,7 @@ def _check_words(words: list[str], command: Command, monkeypatch: pytest.MonkeyP
 def _orthoopt(arguments: list[str], command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     from orthoopt.cli import main
 
+    arguments = _without_synopsis(arguments)
     if ">" in arguments:
         arguments, target = arguments[: arguments.index(">")], arguments[arguments.index(">") + 1]
         Path(target).write_text(_run(main, arguments), encoding="utf-8")
@@ -138,6 +137,12 @@ def _orthoopt(arguments: list[str], command: Command, monkeypatch: pytest.Monkey
         parse(arguments[1:])
     else:
         _parse(main, arguments, monkeypatch)
+
+
+def _without_synopsis(arguments: list[str]) -> list[str]:
+    """Arguments without what a synopsis leaves open: ``[CONFIG]``, ``[--key value]``, ``--key value``."""
+    text = re.sub(r"\x00\[[^\]]*\]|\x00--key\x00value", "", "".join(f"\x00{word}" for word in arguments))
+    return text.split("\x00")[1:]
 
 
 def _provide_files(arguments: list[str]) -> None:

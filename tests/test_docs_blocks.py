@@ -109,6 +109,21 @@ def test_a_command_that_would_not_work_is_found(text: str, monkeypatch: pytest.M
         check(Command("page:1", text), monkeypatch)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "orthoopt pretrain [CONFIG] [--key value ...]",
+        "OMP_NUM_THREADS=1 orthoopt plan symmetry > mine.yaml && orthoopt plan mine.yaml",
+        "for plan in adamw muon; do orthoopt pretrain --plan $plan; done",
+        "srun --ntasks 2 torchrun --nproc_per_node 2 -m orthoopt.recipes.pretrain --plan muon",
+        "accelerate launch --num_processes 2 train.py",
+        "orthoopt plan MODEL.yaml   # a file of the reader's",
+    ],
+)
+def test_a_command_that_works_is_let_pass(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(Command("page:1", text), monkeypatch)
+
+
 def test_output_that_is_not_printed_is_found() -> None:
     assert_shows("a  b\n...\nd", "a b\nc\nd\n", shortened=True)
     for shown, shortened in (("a b", False), ("b\na", True), ("a\n...\ne", True)):

@@ -173,6 +173,7 @@ def test_the_step_times_that_are_quoted_are_those_of_the_result_file() -> None:
         assert words in answer, words
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow  # a browser opens every page twice
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [1280, 390])
