@@ -46,7 +46,8 @@ def check_yaml(block: Block) -> None:
         from orthoopt.recipes.arguments import parse
 
         Path("run.yaml").write_text(block.text, encoding="utf-8")
-        parse(["run.yaml"])
+        # A part of a config may leave the rate to the rest.
+        parse(["run.yaml", *([] if "learning_rate" in content else ["--learning_rate", "1e-3"])])
 
 
 def check_toml(block: Block) -> None:
