@@ -10,13 +10,14 @@ OUT ?= bench/results
 # A process a core and one thread each: the tests' matrices are too small for two.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow check format bench gpu clean
+.PHONY: help demo test test-slow check format docs bench gpu clean
 
 help:
 	@echo "make demo       train a small language model on the embedded corpus, a few minutes on two cores"
 	@echo "make test       the test suite, under 12 minutes on two cores"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make check      ruff and mypy"
+	@echo "make docs       the documentation site, in site/; open site/index.html"
 	@echo "make bench      the benches that run on this machine, results in $(OUT)"
 	@echo "make gpu        the GPU tests and benches in one command, with this machine's own Python, results in \$$OUT"
 
@@ -29,10 +30,14 @@ $(VENV)/.recipes: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(WARM)
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e ".[docs]"
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e ".[dev]"
 	@$(WARM)
-	@touch $@ $(VENV)/.recipes
+	@touch $@ $(VENV)/.recipes $(VENV)/.docs
 
 demo: $(VENV)/.recipes
 	$(BIN)/orthoopt pretrain
@@ -55,6 +60,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Material for MkDocs says at every build that another generator follows it; docs/site/README.md has what we make of that.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 bench: $(VENV)/.dev
 	$(BIN)/orthoopt bench step --out $(OUT)
 	$(BIN)/orthoopt bench orthogonalize --out $(OUT)
@@ -67,4 +76,4 @@ gpu:
 	python3 -P -m orthoopt.bench.gpu --out $(OUT)
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .typecheck
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .typecheck

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from docs_blocks import ROOT, run_blocks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -257,3 +259,30 @@ def test_the_checkpoint_of_a_bare_loop_goes_on(tmp_path) -> None:
     resumed.load_state_dict(state["optimizer"])
     steps(other, resumed, data[3:])
     assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+
+
+# What torchrun sets for one process of one.
+TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+@pytest.fixture
+def one_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As under torchrun with one process; the process group that is made is gone afterwards."""
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    yield
+    if "accelerate" in sys.modules:  # it remembers for the whole process what it was started under
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning", "ignore::UserWarning:lightning")
+@pytest.mark.filterwarnings("ignore::FutureWarning:lightning")
+def test_every_line_of_the_page_on_swapping(
+    one_of_one: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_blocks(ROOT / "docs" / "swap.md")

@@ -1,0 +1,90 @@
+"""The tables of figures in the pages of rules, made from bench/results.
+
+python tests/docs_figures.py    writes those of every page anew
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RULES = sorted((ROOT / "docs" / "rules").glob("*.md"))
+MARKER = re.compile(r"^<!-- measured: (?P<arms>.+) -->\n(?P<shown>(?:(?!<!--|#).*\n)*?)<!-- end -->$", re.M)
+_STEPS = {
+    "adamw": "torch.optim.AdamW fused", "muon": "orthoopt.Muon", "scion": "orthoopt.Scion", "trion": "orthoopt.Trion",
+    "row_norm": "orthoopt.RowNorm", "auon": "orthoopt.AuON",
+}  # fmt: skip
+"""Plans whose rule for matrices is timed, and under which name."""
+_HEAD = """
+At equal tokens, each arm at its own best learning rate, mean of three seeds, differences within seeds with 95%
+intervals ([plans_cpu.json](../../bench/results/plans_cpu.json): 120 steps of a small model, see
+[how far it carries](../plans.md#one-comparison)); state on Qwen3-0.6B
+([memory_cpu.json](../../bench/results/memory_cpu.json)); a step on 24 small matrices on two CPU cores
+([step_cpu.json](../../bench/results/step_cpu.json)).
+
+| arm | best lr | validation loss | lower than `adamw` by | state, of AdamW's | a step, ms |
+|---|---|---|---|---|---|
+"""
+
+
+@functools.cache
+def _result(name: str) -> Any:
+    return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(arms: list[str]) -> str:
+    """The text between the marker of these arms and its end. Raises KeyError for an arm that was not measured."""
+    plans = _result("plans_cpu")
+    differences = {frozenset(row["between"]): row for row in plans["differences"]}
+    states = {row["plan"]: row["of_adamw"] for row in _result("memory_cpu")["state"] if row["model"] == "qwen3-0.6b"}
+    sets = _result("step_cpu")["shapes"]
+    steps = {row["name"]: 1e3 * row["seconds"]["median"] for row in sets["cpu_small"]["variants"]}
+    lines = []
+    for arm in arms:
+        trained = plans["plans"][arm]
+        lower, state, step = "", states.get(arm), steps.get(_STEPS.get(arm, ""))
+        if arm != "adamw":
+            row = differences[frozenset(("adamw", arm))]
+            sign = 1 if row["between"][0] == "adamw" else -1
+            mean, *ends = (sign * x for x in (row["difference"]["mean"], *row["difference"]["ci95"]))
+            lower = f"{mean:.3f}, {min(ends):.3f} to {max(ends):.3f}"
+        cells = [
+            f"`{arm}`",
+            f"{trained['best_learning_rate']:g}",
+            f"{trained['validation_loss']['mean']:.3f}",
+            lower,
+            "" if state is None else f"{state:.2f}",
+            "" if step is None else f"{step:.3g}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return _HEAD + "\n".join(lines) + "\n\n"
+
+
+def step_times() -> list[str]:
+    """What the questions say of step times: ours, torch's, and how much faster than the fastest peer."""
+    result = _result("step_cpu")
+    milliseconds = {row["name"]: 1e3 * row["seconds"]["median"] for row in result["shapes"]["cpu_small"]["variants"]}
+    (ahead,) = (row["value"] for row in result["must_show"] if row["what"] == "fastest peer over orthoopt.Muon")
+    return [
+        f"`orthoopt.Muon` takes {milliseconds['orthoopt.Muon']:.0f} ms",
+        f"`torch.optim.Muon` takes {milliseconds['torch.optim.Muon']:.0f}",
+        f"{ahead:.2f} times as fast as the fastest float32 implementation of another package",
+    ]
+
+
+def with_tables(text: str) -> str:
+    """A page with the tables that its markers ask for."""
+
+    def filled(found: re.Match[str]) -> str:
+        return f"<!-- measured: {found['arms']} -->\n{table(found['arms'].split(', '))}<!-- end -->"
+
+    return MARKER.sub(filled, text)
+
+
+if __name__ == "__main__":
+    for page in RULES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
