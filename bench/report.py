@@ -30,6 +30,8 @@ _READERS: dict[str, Callable[[Result], Iterator[Part]]] = {
 }
 """Benches whose files are drawn, in the order of the page."""
 
+_MOST_VERDICTS = 6
+
 _BROKEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)
 
 
@@ -97,12 +99,14 @@ def page(results: Sequence[Result], others: Sequence[tuple[Path, str]], out: Pat
     links = {result.path: _link(result.path, out) for result in results} | {
         path: _link(path, out) for path, _ in others
     }
-    sections, troubles, names = [], [], []
-    for number, result in enumerate(results):
-        title, html, found = _section(result, links[result.path], f"part-{number}")
-        sections.append(html)
-        troubles += [f"{result.name}: {trouble}" for trouble in found]
+    drawn = [_section(result, links[result.path], f"part-{number}") for number, result in enumerate(results)]
+    titles = [section.title for section, _, _ in drawn]
+    names, sections, troubles = [], [], []
+    for number, (section, html, found) in enumerate(drawn):
+        title = section.title if titles.count(section.title) == 1 else f"{section.title} ({section.result.path.stem})"
         names.append((title, f"part-{number}"))
+        sections.append(f'<section><h2 id="part-{number}">{escape(title)}</h2>{html}</section>')
+        troubles += [f"{section.result.name}: {trouble}" for trouble in found]
     names += [("Held to", "claims"), ("Machines", "machines"), ("Files", "files")]
     menu = "".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for title, anchor in names)
     parts = [
@@ -114,6 +118,7 @@ def page(results: Sequence[Result], others: Sequence[tuple[Path, str]], out: Pat
         "there. The page needs no network.</p></div>",
         '<button id="theme" type="button" hidden>Dark page</button></header>\n<main>',
         _facts(results),
+        _brief([section for section, _, _ in drawn]),
         f'<nav aria-label="Parts of the page"><ul>{menu}</ul></nav>',
         *sections,
         claims_html(results, links),
@@ -138,8 +143,8 @@ def _earlier(result: Result) -> tuple[bool, int]:
     return ("title" not in result.value, len(plans) if isinstance(plans, dict) else 0)
 
 
-def _section(result: Result, link: str, anchor: str) -> tuple[str, str, list[str]]:
-    """A file's part of the page: its title, its HTML, and what could not be drawn of it."""
+def _section(result: Result, link: str, anchor: str) -> tuple[Section, str, list[str]]:
+    """A file's part of the page: the section, its HTML, and what could not be drawn of it."""
     section, figures, troubles = Section(result.name, result), [], []
     parts = _READERS.get(_kind(result), anything)(result)
     while True:
@@ -154,13 +159,11 @@ def _section(result: Result, link: str, anchor: str) -> tuple[str, str, list[str
             for figure in [made] if isinstance(made, Figure) else made:
                 figures.append(figure_html(figure, result, link))
         except _BROKEN as error:
-            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
             troubles.append(f"a figure could not be drawn: {what}")
-    html = [f'<section><h2 id="{anchor}">{escape(section.title)}</h2>']
-    html += [f"<p>{escape(line)}</p>" for line in [*section.lines, _made(result)]]
+    html = [f"<p>{escape(line)}</p>" for line in [*section.lines, _made(result)]]
     if section.verdicts:
-        items = "".join(f"<li>{escape(verdict)}</li>" for verdict in section.verdicts)
-        html.append(f'<div class="card"><h3>Stated in the file</h3><ul class="verdicts">{items}</ul></div>')
+        html.append(_verdicts(section.verdicts))
     html += figures
     for title, table in section.tables:
         html.append(
@@ -169,7 +172,28 @@ def _section(result: Result, link: str, anchor: str) -> tuple[str, str, list[str
     if not figures and not section.tables:
         html.append(f'<div class="card"><p>Nothing of this file can be drawn.</p>{_source(result, link)}</div>')
     html += [f'<p class="card alarm">{escape(trouble)}</p>' for trouble in troubles]
-    return section.title, "".join([*html, "</section>"]), troubles
+    return section, "".join(html), troubles
+
+
+def _verdicts(verdicts: Sequence[str]) -> str:
+    """What a file states in words; folded where it is long."""
+    items = f'<ul class="verdicts">{"".join(f"<li>{escape(verdict)}</li>" for verdict in verdicts)}</ul>'
+    if len(verdicts) > _MOST_VERDICTS:
+        items = f"<details><summary>{len(verdicts)} comparisons</summary>{items}</details>"
+    return f'<div class="card"><h3>Stated in the file</h3>{items}</div>'
+
+
+def _brief(sections: Sequence[Section]) -> str:
+    """What the comparisons by training state of the symmetry plans, at the top of the page."""
+    said = [section for section in sections if section.brief]
+    if not said:
+        return ""
+    note = "Losses at the end of the schedule in nats per token, each arm at its own best learning rate."
+    parts = [f'<div class="card"><h3>In short</h3><p class="soft">{note}</p>']
+    for section in said:
+        items = "".join(f"<li>{escape(line)}</li>" for line in section.brief)
+        parts.append(f'<p>{escape(section.title)}</p><ul class="verdicts">{items}</ul>')
+    return "".join([*parts, "</div>"])
 
 
 def _source(result: Result, link: str) -> str:
@@ -183,10 +207,15 @@ def _made(result: Result) -> str:
         return "The file does not say on what machine it was made."
     gpu = block.get("gpu") or {}
     versions, git = block.get("versions") or {}, block.get("git") or {}
-    threads = f", {block['torch_threads']} threads" if block.get("torch_threads", 1) != 1 else ", one thread"
-    where = gpu.get("name") or f"{block.get('cores', '?')} cores of {block.get('cpu', 'an unknown processor')}{threads}"
-    commit = f", commit {git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else ""
-    return f"{where}; {str(block.get('time', ''))[:10]}, torch {versions.get('torch', '?')}{commit}."
+    threads = block.get("torch_threads")
+    cpu = f"{block.get('cores', '?')} cores of {block.get('cpu', 'an unknown processor')}"
+    parts = [
+        gpu.get("name") or cpu + {None: "", 1: ", one thread"}.get(threads, f", {threads} threads"),
+        str(block.get("time", ""))[:10],
+        f"torch {versions['torch']}" if "torch" in versions else "",
+        f"commit {git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else "",
+    ]
+    return "; ".join(part for part in parts if part) + "."
 
 
 def _facts(results: Sequence[Result]) -> str:
@@ -211,8 +240,8 @@ def _link(path: Path, out: Path) -> str:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="orthoopt bench report",
-        description="One self-contained HTML page from every JSON file in the folders of results: curves, bars, what the "
-        "library holds itself to, and on what machine each file was made. JSON files of others are listed.",
+        description="One self-contained HTML page from every JSON file in the folders of results: curves, bars, what "
+        "the library holds itself to, and on what machine each file was made. JSON files of others are listed.",
         allow_abbrev=False,
     )
     parser.add_argument("--results", nargs="+", metavar="FOLDER", help=f"folders of results, default {DEFAULT_FOLDER}")

@@ -47,26 +47,36 @@ def claims_html(results: Sequence[Result], links: Mapping[Path, str]) -> str:
         f"<p>Limits that the library holds its own speed and memory to, as the result files state them: {kept} kept, "
         f"{failed} not kept, {unmeasured} not measured.</p>"
     )
-    rows = []
-    for result, claim in claims:
-        kind, word = _STATES[claim.get("holds")]
-        value = "-" if claim.get("value") is None else short(claim["value"])
-        sign = "≥" if claim.get("at_least") else "≤"
-        beside = ", ".join(f"{key} {_spelled(item)}" for key, item in claim.items() if key not in _KNOWN)
-        rows.append(
-            f'<tr><td class="{kind}">{word}</td><td class="number">{escape(value)}</td>'
-            f'<td class="number">{sign} {escape(short(claim["limit"]))}</td>'
-            f'<th scope="row" class="words">{escape(str(claim["what"]))}</th><td class="words">{escape(beside)}</td>'
-            f'<td><a href="{escape(links[result.path])}">{escape(result.name)}</a></td></tr>'
-        )
+    lines = [(claim.get("holds"), _claim(result, claim, links[result.path])) for result, claim in claims]
+    kept_ = [line for holds, line in lines if holds]
+    open_ = [line for holds, line in lines if not holds]
+    parts.append(f'<div class="card">{_claims_table(open_) if open_ else "<p>All are kept.</p>"}')
+    if kept_:
+        parts.append(f"<details><summary>{kept} kept</summary>{_claims_table(kept_)}</details>")
+    parts.append('<p class="source">Data: <code>$.must_show[*]</code> of each file</p></div></section>')
+    return "".join(parts)
+
+
+def _claim(result: Result, claim: Mapping[str, Any], link: str) -> str:
+    kind, word = _STATES[claim.get("holds")]
+    value = "-" if claim.get("value") is None else short(claim["value"])
+    limit = short(claim["limit"]) if isinstance(claim.get("limit"), (int, float)) else "?"
+    beside = ", ".join(f"{key} {_spelled(item)}" for key, item in claim.items() if key not in _KNOWN)
+    return (
+        f'<tr><td class="{kind}">{word}</td><td class="number">{escape(value)}</td>'
+        f'<td class="number">{"≥" if claim.get("at_least") else "≤"} {escape(limit)}</td>'
+        f'<th scope="row" class="words">{escape(str(claim["what"]))}</th><td class="words">{escape(beside)}</td>'
+        f'<td><a href="{escape(link)}">{escape(result.name)}</a></td></tr>'
+    )
+
+
+def _claims_table(rows: Sequence[str]) -> str:
     heads = ("", "value", "limit", "what", "of", "file")
     head = "".join(f'<th scope="col"{_NUMBER if name in heads[1:3] else ""}>{name}</th>' for name in heads)
-    parts.append(
-        '<div class="card"><div class="wide-table" role="region" tabindex="0" aria-label="Limits kept or not">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        '<p class="source">Data: <code>$.must_show[*]</code> of each file</p></div></section>'
+    return (
+        '<div class="wide-table" role="region" tabindex="0" aria-label="Limits"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
-    return "".join(parts)
 
 
 _NUMBER = ' class="number"'
@@ -77,27 +87,26 @@ def _spelled(value: Any) -> str:
 
 
 def machines_html(results: Sequence[Result], links: Mapping[Path, str]) -> str:
-    """What each file was made on."""
-    rows = []
+    """What each file was made on, and with."""
+    rows, releases = [], []
     for result in results:
         block = result.machine
-        git, gpu, versions = block.get("git") or {}, block.get("gpu") or {}, dict(block.get("versions") or {})
+        git, gpu, versions = block.get("git") or {}, block.get("gpu") or {}, block.get("versions") or {}
         commit = str(git.get("commit", "unknown"))[:12] + (" with changes" if git.get("dirty") else "")
-        first = [f"{name} {versions.pop(name)}" for name in ("torch", "python") if name in versions]
-        rest = [f"{name} {release}" for name, release in versions.items()]
-        rows.append(
-            (result.name, str(block.get("time", "")).replace("T", " ")[:16], str(gpu.get("name") or block.get("cpu", "")),
-             str(block.get("cores", "")), str(block.get("torch_threads", "")), str(block.get("load_average", "")), commit,
-             ", ".join([*first, *rest]))
-        )  # fmt: skip
-    header = ("file", "UTC", "machine", "cores", "threads", "load", "commit", "releases")
-    table = table_html(Table(header, rows, left=8), "Machines")
-    gpu = gpu_line(results)
-    note = "GPU: not measured; no file here was made on one." if gpu == "not measured" else f"GPU: {gpu}."
+        numbers = [str(block.get(key, "")) for key in ("cores", "torch_threads", "load_average")]
+        time = str(block.get("time", "")).replace("T", " ")[:16]
+        rows.append((result.name, time, str(gpu.get("name") or block.get("cpu", "")), commit, *numbers))
+        releases.append((result.name, ", ".join(f"{name} {release}" for name, release in versions.items())))
+    table = table_html(
+        Table(("file", "UTC", "machine", "commit", "cores", "threads", "load"), rows, left=4), "Machines"
+    )
+    also = table_html(Table(("file", "releases"), releases, left=2), "Releases")
+    gpu_said = gpu_line(results)
+    note = "GPU: not measured; no file here was made on one." if gpu_said == "not measured" else f"GPU: {gpu_said}."
     return (
-        f'<section><h2 id="machines">Machines</h2><p>{escape(note)} Compare figures of one file only, or of files whose '
-        f'rows agree.</p><div class="card">{table}<p class="source">Data: <code>$.machine</code> of each file</p></div>'
-        "</section>"
+        f'<section><h2 id="machines">Machines</h2><p>{escape(note)} Compare figures of one file only, or of files '
+        f'whose rows agree.</p><div class="card">{table}<details><summary>Releases</summary>{also}</details>'
+        '<p class="source">Data: <code>$.machine</code> of each file</p></div></section>'
     )
 
 
@@ -107,19 +116,22 @@ def files_html(results: Sequence[Result], others: Sequence[tuple[Path, str]], li
     for number, result in enumerate(results):
         text = json.dumps(result.value, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
         data.append(f'<script type="application/json" id="data-{number}">{text}</script>')
+        button = (
+            f'<button type="button" hidden data-save="data-{number}" data-name="{escape(result.name)}">Save</button>'
+        )
         rows.append(
             f'<tr><th scope="row"><a href="{escape(links[result.path])}">{escape(result.name)}</a></th>'
             f'<td>{escape(str(result.value["bench"]))}</td><td class="number">{len(text) / 1e3:,.0f} kB</td>'
-            f'<td><button type="button" hidden data-save="data-{number}" data-name="{escape(result.name)}">Save</button>'
-            "</td></tr>"
+            f"<td>{button}</td></tr>"
         )
     listed = "".join(
         f'<li><a href="{escape(links[path])}">{escape(path.name)}</a>: {escape(reason)}</li>' for path, reason in others
     )
     also = f"<h3>Also there, and not shown</h3><ul>{listed}</ul>" if others else ""
+    heads = '<th scope="col">file</th><th scope="col">bench</th><th scope="col" class="number">size</th>'
     return (
-        '<section><h2 id="files">Files</h2><p>This page carries a copy of each; the links lead to the files where the page '
-        'was made.</p><div class="card"><div class="wide-table" role="region" tabindex="0" aria-label="Files"><table><thead>'
-        '<tr><th scope="col">file</th><th scope="col">bench</th><th scope="col" class="number">size</th><th scope="col">'
-        f"copy</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>{also}</div>{''.join(data)}</section>"
+        '<section><h2 id="files">Files</h2><p>This page carries a copy of each; the links lead to the files where the '
+        'page was made.</p><div class="card"><div class="wide-table" role="region" tabindex="0" aria-label="Files">'
+        f'<table><thead><tr>{heads}<th scope="col">copy</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f"{also}</div>{''.join(data)}</section>"
     )

@@ -31,8 +31,8 @@ def to_reference(plans: Mapping[str, Any], order: Sequence[str], reference: str)
     yield Figure(
         f"Tokens to reach {reference}'s final loss",
         [where("plans", ANY, "to_reference")],
-        "Share of the whole run. Runs end in a decay of the learning rate, which lowers the loss late: an arm is compared "
-        "in the middle of its schedule with the reference at the end of its own.",
+        "Share of the whole run. A schedule ends in a decay of the learning rate, which lowers the loss late; an arm "
+        "in the middle of its schedule is held against the reference at the end of its own.",
         lambda width: rows_chart(
             rows, width, axis="% of the run's tokens", refs=[(100.0, "whole run")],
             label=f"Tokens to {reference}'s loss",
@@ -41,20 +41,20 @@ def to_reference(plans: Mapping[str, Any], order: Sequence[str], reference: str)
     )  # fmt: skip
 
 
-def costs(value: Mapping[str, Any], plans: Mapping[str, Any], order: Sequence[str]) -> Iterator[Figure]:
+def costs(value: Mapping[str, Any], plans: Mapping[str, Any], order: Sequence[str], reference: str) -> Iterator[Figure]:
     """Time of the optimizer and of a step, and memory, as far as they were measured."""
     timed = {name: plans[name]["timing"] for name in order if plans[name].get("timing")}
     if any((timing.get("optimizer_ms") or {}).get("median") is not None for timing in timed.values()):
-        yield _timed(timed, "optimizer_ms", "Time of the optimizer in a step")
+        yield _timed(timed, reference, "optimizer_ms", "Time of the optimizer in a step")
         if any((timing.get("step_ms") or {}).get("median") is not None for timing in timed.values()):
-            yield _timed(timed, "step_ms", "Time of a whole training step")
+            yield _timed(timed, reference, "step_ms", "Time of a whole training step")
     elif any(plans[name].get("optimizer_seconds") is not None for name in order) and value.get("steps"):
-        yield _by_run(plans, order, value["steps"])
+        yield _by_run(plans, order, reference, value["steps"])
     if any(timing.get("state_bytes") is not None for timing in timed.values()):
-        yield _memory(timed)
+        yield _memory(timed, reference)
 
 
-def _timed(timed: Mapping[str, Any], key: str, title: str) -> Figure:
+def _timed(timed: Mapping[str, Any], reference: str, key: str, title: str) -> Figure:
     rows, cells = [], []
     known = {name: timing[key] for name, timing in timed.items() if (timing.get(key) or {}).get("median") is not None}
     for name in sorted(known, key=lambda arm: known[arm]["median"]):
@@ -62,7 +62,8 @@ def _timed(timed: Mapping[str, Any], key: str, title: str) -> Figure:
         interval = (spent["p20"], spent["p80"]) if None not in (spent.get("p20"), spent.get("p80")) else None
         between = f"{short(interval[0])} to {short(interval[1])}" if interval else ""
         tip = f"{name}: {short(spent['median'])} ms" + (f"\np20 to p80: {between} ms" if between else "")
-        rows.append(Row(name, f"{short(spent['median'])} ms", bar=spent["median"], interval=interval, tip=tip))
+        hue = "c0" if name == reference else "c1"
+        rows.append(Row(name, f"{short(spent['median'])} ms", hue, spent["median"], interval=interval, tip=tip))
         cells.append([name, short(spent["median"]), between])
     return Figure(
         title,
@@ -73,7 +74,7 @@ def _timed(timed: Mapping[str, Any], key: str, title: str) -> Figure:
     )
 
 
-def _by_run(plans: Mapping[str, Any], order: Sequence[str], steps: int) -> Figure:
+def _by_run(plans: Mapping[str, Any], order: Sequence[str], reference: str, steps: int) -> Figure:
     """The optimizer's part of a step, as the runs counted it."""
     rows, cells = [], []
     for name in order:
@@ -84,7 +85,8 @@ def _by_run(plans: Mapping[str, Any], order: Sequence[str], steps: int) -> Figur
         mean, whole = sum(each) / len(each), plans[name].get("seconds")
         share = f"{mean * steps / 1e3 / whole:.1%} of the training time" if whole else ""
         tip = f"{name}: {short(mean)} ms a step\nruns: {', '.join(map(short, each))}\n{share}"
-        rows.append(Row(name, f"{short(mean)} ms", bar=mean, interval=(min(each), max(each)), tip=tip))
+        hue = "c0" if name == reference else "c1"
+        rows.append(Row(name, f"{short(mean)} ms", hue, mean, interval=(min(each), max(each)), tip=tip))
         cells.append([name, short(mean), f"{short(min(each))} to {short(max(each))}", share])
     rows.sort(key=lambda row: row.bar or 0.0)
     cells.sort(key=lambda cell: float(cell[1].replace(",", "")))
@@ -98,7 +100,7 @@ def _by_run(plans: Mapping[str, Any], order: Sequence[str], steps: int) -> Figur
     )
 
 
-def _memory(timed: Mapping[str, Any]) -> Figure:
+def _memory(timed: Mapping[str, Any], reference: str) -> Figure:
     rows, cells = [], []
     for name in sorted(timed, key=lambda arm: timed[arm].get("state_bytes") or 0):
         state, extra = timed[name].get("state_bytes"), timed[name].get("peak_extra_bytes")
@@ -106,12 +108,13 @@ def _memory(timed: Mapping[str, Any]) -> Figure:
             continue
         also = "" if extra is None else f"{extra / 1e6:.3g}"
         tip = f"{name}: state {state / 1e6:.4g} MB" + (f"\na step needs {also} MB more at its peak" if also else "")
-        rows.append(Row(name, f"{state / 1e6:.3g} MB", bar=state / 1e6, tip=tip))
+        hue = "c0" if name == reference else "c1"
+        rows.append(Row(name, f"{state / 1e6:.3g} MB", hue, state / 1e6, tip=tip))
         cells.append([name, f"{state / 1e6:.4g}", also])
     return Figure(
         "Memory of the optimizer's state",
         [where("plans", ANY, "timing")],
-        "In MB of 10^6 bytes; what a step needs beside it is in the table.",
+        "In MB of 10⁶ bytes; what a step needs beside it is in the table.",
         lambda width: rows_chart(rows, width, axis="MB", label="Memory of the state, by arm"),
         table=Table(("arm", "state, MB", "peak of a step beside it, MB"), cells),
     )

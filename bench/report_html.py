@@ -18,7 +18,7 @@ PANEL = (176, 168)
 ANY = "*"
 
 Legend = Sequence[tuple[str, str, str]]
-"""Name, hue and shape of each."""
+"""Name, hue and shape of each; a hue is filled unless it says otherwise, as ``c1 ring`` does."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,13 @@ class Figure:
 
 @dataclass
 class Section:
-    """A part of the page made from one file: what it says, and its figures."""
+    """A part of the page made from one file: what it says, ``brief`` of that at the top of the page, and tables."""
 
     title: str
     result: Result
     lines: list[str] = field(default_factory=list)
     verdicts: list[str] = field(default_factory=list)
+    brief: list[str] = field(default_factory=list)
     tables: list[tuple[str, Table]] = field(default_factory=list)
 
 
@@ -144,14 +145,14 @@ def _cells(row: Sequence[str], left: int) -> str:
 
 
 def _words(cell: str) -> str:
-    return ' class="words"' if len(cell) > 40 else ""
+    return ' class="words"' if len(cell) > 40 else ' class="brief"' if len(cell) <= 20 else ""
 
 
 def _legend(legend: Legend, *, always: bool) -> str:
     items = []
     for name, hue, shape in legend:
         svg = Svg(14, 14, "")
-        svg.mark(shape, 7, 7, f"{hue} fill", radius=4.5)
+        svg.mark(shape, 7, 7, hue if " " in hue else f"{hue} fill", radius=4.5)
         chip = str(svg).replace('role="img" aria-label=""', 'aria-hidden="true"')
         items.append(f"<li>{chip}{escape(name)}</li>")
     return f'<ul class="legend{"" if always else " narrow"}">{"".join(items)}</ul>'

@@ -2,7 +2,7 @@
 
 LIGHT = ("#3d454d", "#0067b1", "#c8480a", "#007a57", "#b03a8c", "#8a6400", "#2b93c9", "#7a3e1d", "#6a51c7")
 DARK = ("#c3cbd3", "#56aef5", "#ff8f52", "#2fc896", "#ec8fd0", "#e0b62f", "#8fdcf7", "#c98e6a", "#a99bff")
-"""Hues 0 to 8, told apart by colour-blind readers too; 0 is the reference's. Marks of a hue have a shape of their own."""
+"""Hues 0 to 8, told apart by colour-blind readers too; 0 is the reference's. Each comes with a shape of its own."""
 
 _HUES = "\n".join(f".c{k} {{ --c: var(--c{k}); }}" for k in range(len(LIGHT)))
 
@@ -50,7 +50,8 @@ figure, .card { background: var(--card); border: 1px solid var(--line); border-r
   margin: .9rem 0; min-width: 0; }
 figcaption { font-size: .9rem; margin: .15rem 0 .6rem; max-width: 46rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
+svg text { font: 12px system-ui, sans-serif; fill: var(--ink); paint-order: stroke; stroke: var(--card);
+  stroke-width: 3px; stroke-linejoin: round; }
 svg .tick { fill: var(--soft); }
 svg .strong { font-weight: 600; }
 svg .name { fill: var(--c); font-weight: 600; }
@@ -73,6 +74,7 @@ svg .on { stroke: var(--ink); stroke-width: 2.5; opacity: 1; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.2rem, 1fr)); gap: 1rem .75rem; }
 ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: 0; margin: 0 0 .6rem;
   font-size: .88rem; }
+ul.legend.narrow { display: none; }
 ul.legend svg { display: inline-block; width: 14px; height: 14px; margin-right: .35rem; vertical-align: -2px; }
 .source { font-size: .85rem; margin-top: .7rem; max-width: none; overflow-wrap: anywhere; }
 details { font-size: .88rem; margin-top: .35rem; }
@@ -84,7 +86,8 @@ th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px so
 th { font-weight: 600; }
 thead th { color: var(--soft); white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-td.words { min-width: 13rem; }
+td.words, th.words { min-width: 11rem; }
+td.brief { white-space: nowrap; }
 ul.verdicts { padding-left: 1.1rem; margin: .5rem 0; max-width: 50rem; }
 ul.verdicts li { margin: .25rem 0; overflow-wrap: anywhere; }
 .holds { color: var(--good); font-weight: 600; white-space: nowrap; }

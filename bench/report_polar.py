@@ -1,4 +1,4 @@
-"""The report on matrices: polar factors by every method, the iteration's forms, fitted coefficients, cosine transforms."""
+"""The report on matrices: polar factors by every method, forms of the iteration, coefficients, cosine transforms."""
 
 from __future__ import annotations
 
@@ -100,12 +100,13 @@ def _forms(key: str, title: str, forms: Sequence[Mapping[str, Any]]) -> Figure:
         f"Share of the product's rate, {title}",
         [where(key, ANY, "ways", ANY, "share_of_matmul")],
         "Operations of the cheapest dense form per second, over the rate of a large square product in the same turns. "
-        "The figure, and the ring, is what the library chooses by itself. Symmetric products can pass 100%.",
+        "The figure is the share of what the library chooses by itself. Symmetric products can pass 100%.",
         lambda width: rows_chart(
             rows, width, axis="% of the square product's rate", refs=[(100.0, "product")],
             label=f"Share of the product's rate, {title}",
         ),
-        legend=[(f"{name}, ringed" if name == "default" else name, *looks[name]) for name in names], legend_always=True,
+        legend=[("chosen by the library", f"{looks[name][0]} ring", looks[name][1]) if name == "default" else
+                (name, *looks[name]) for name in names], legend_always=True,
         table=Table(header, cells, left=2),
     )  # fmt: skip
 
@@ -140,8 +141,8 @@ def _triples(steps: int, found: Sequence[Mapping[str, Any]]) -> Figure:
     return Figure(
         f"Error on held-out momenta, {steps} steps",
         [where("rows", ANY, "triples", ANY, "errors", "real_held_out")],
-        "Root mean square of σ − 1 over the singular values of an update, mean over matrices. The figure is fitted over "
-        "Muon's.",
+        "Root mean square of σ − 1 over the singular values of an update, mean over matrices. The figure is the fitted "
+        "triple's over that of Muon's.",
         lambda width: rows_chart(rows, width, axis="error", label=f"Errors of coefficients by shape, {steps} steps"),
         legend=[("fitted to the shape", *looks["fitted"]), ("Muon's", *looks["muon"]),
                 ("the four that ROOT's authors released", *looks["released"])],

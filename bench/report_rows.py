@@ -13,19 +13,20 @@ NARROW = 500
 
 @dataclass(frozen=True)
 class Dot:
-    """A mark in a row."""
+    """A mark in a row, ``lift`` above its middle so that equal values do not cover each other."""
 
     at: float
     hue: str = "c1"
     shape: str = "circle"
     tip: str = ""
     hollow: bool = False
+    lift: float = 0.0
     radius: float = 4.5
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line: its label, what is drawn in it, and the figure that ends it. A row with ``heading`` has its label alone."""
+    """A line: its label, what is drawn in it, and the figure that ends it; of a ``heading`` the label alone."""
 
     label: str
     text: str = ""
@@ -80,9 +81,15 @@ def rows_chart(
         scale = scale_over(values, left, right, log=log, zero=bool(bars), margin=0.04)
     svg = Svg(width, height, label)
     bottom = height - 38
-    _axis(svg, scale, top, bottom, axis, width)
+    _axis(svg, scale, bottom, axis, width)
+    y = top
+    for row in rows:  # lines keep out of headings and, on a phone, out of labels
+        if not row.heading:
+            _lines(svg, scale, [at for at, _ in refs], y + (17 if narrow else 0), y + high)
+        y += head if row.heading else high
     for at, name in refs:
-        _reference(svg, scale(at), name, top, bottom, width)
+        half = text_width(name) / 2
+        svg.text(min(max(scale(at), half), width - half), top - 9, name, "tick", anchor="middle")
     y = top
     for row in rows:
         if row.heading:
@@ -107,20 +114,35 @@ def _values(rows: Sequence[Row], refs: Sequence[tuple[float, str]]) -> list[floa
     return values or [0.0, 1.0]
 
 
+def is_cut(rows: Sequence[Row]) -> bool:
+    """Whether the chart of these rows has a bar that is cut."""
+    return _cap([row for row in rows if not row.heading]) is not None
+
+
 def _cap(rows: Sequence[Row]) -> float | None:
-    """Where bars are cut, if a minority is more than three times as long as all others."""
+    """Where bars are cut, if a few of many are more than three times as long as all others."""
     ends = sorted(max(row.bar, *(row.interval or (row.bar,))) for row in rows if row.bar is not None)
-    for place in range(len(ends) // 2 + 1, len(ends)):
+    for place in range(max(4, len(ends) // 2 + 1), len(ends)):
         if ends[place] > 3 * ends[place - 1] > 0:
             return 1.12 * ends[place - 1]
     return None
 
 
-def _axis(svg: Svg, scale: Scale, top: float, bottom: float, axis: str, width: float) -> None:
+def _ticks(scale: Scale) -> list[float]:
+    return scale.ticks(max(3, int((scale.end - scale.start) / 80)))
+
+
+def _lines(svg: Svg, scale: Scale, refs: Sequence[float], top: float, bottom: float) -> None:
+    for tick in _ticks(scale):
+        svg.line(scale(tick), top, scale(tick), bottom, "zero" if tick == 0 else "grid")
+    for at in refs:
+        svg.line(scale(at), top, scale(at), bottom, "reference")
+
+
+def _axis(svg: Svg, scale: Scale, bottom: float, axis: str, width: float) -> None:
     taken = -1e9
-    for tick in scale.ticks(max(3, int((scale.end - scale.start) / 80))):
+    for tick in _ticks(scale):
         x, name = scale(tick), power_of_ten(tick) if scale.log else short(tick)
-        svg.line(x, top, x, bottom, "zero" if tick == 0 else "grid")
         half = text_width(name) / 2
         place = min(max(x, half), width - half)
         if place - half > taken + 6:
@@ -129,12 +151,6 @@ def _axis(svg: Svg, scale: Scale, top: float, bottom: float, axis: str, width: f
     half = text_width(axis) / 2
     center = min(max((scale.start + scale.end) / 2, half), width - half)
     svg.text(center, bottom + 34, axis, "tick", anchor="middle")
-
-
-def _reference(svg: Svg, x: float, name: str, top: float, bottom: float, width: float) -> None:
-    svg.line(x, top - 4, x, bottom, "reference")
-    half = text_width(name) / 2
-    svg.text(min(max(x, half), width - half), top - 9, name, "tick", anchor="middle")
 
 
 def _row(svg: Svg, row: Row, scale: Scale, y: float, cap: float | None) -> None:
@@ -157,4 +173,4 @@ def _row(svg: Svg, row: Row, scale: Scale, y: float, cap: float | None) -> None:
             svg.line(x, y - 4, x, y + 4, kind)
     for dot in row.dots:
         kind = f"{dot.hue} {'ring' if dot.hollow else 'fill mark'}"
-        svg.mark(dot.shape, scale(dot.at), y, kind, radius=dot.radius, tip=dot.tip or row.tip)
+        svg.mark(dot.shape, scale(dot.at), y - dot.lift, kind, radius=dot.radius, tip=dot.tip or row.tip)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from orthoopt.bench.report_html import ANY, Figure, Part, Result, Section, Table, where
-from orthoopt.bench.report_rows import Dot, Row, rows_chart
+from orthoopt.bench.report_html import ANY, Figure, Legend, Part, Result, Section, Table, where
+from orthoopt.bench.report_rows import Dot, Row, is_cut, rows_chart
 from orthoopt.bench.report_svg import short
+from orthoopt.units import spell_bytes
 
 _HUES = {"ours": "c1", "torch": "c0", "peer": "c5"}
-_LEGEND = [("orthoopt", "c1", "square"), ("torch", "c0", "square"), ("other packages", "c5", "square")]
 _BOUNDS = (("matmul", "the square matrix product's rate"), ("memory", "the rate of a large copy"))
 
 
@@ -37,37 +37,42 @@ def _family(row: Mapping[str, Any]) -> str:
     return str(row.get("family") or known)
 
 
-def _times(name: str, timed: Sequence[Mapping[str, Any]]) -> Figure:
+def _legend(rows: Sequence[Mapping[str, Any]]) -> Legend:
+    names = {"ours": "orthoopt", "torch": "torch", "peer": "other packages"}
+    there = {_family(row) for row in rows}
+    return [(name, _HUES[family], "square") for family, name in names.items() if family in there]
+
+
+def _times(name: str, timed: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
+    """Two pictures: what matrix products decide, and what takes a hundredth of that."""
+    products = [row for row in timed if row.get("bound") != "memory"]
+    linear = [row for row in timed if row.get("bound") == "memory"]
+    for what, members in (("Muon and kin", products), ("linear time", linear)):
+        if members:
+            yield _time(f"Time of a step, {name}: {what}", name, members)
+
+
+def _time(title: str, name: str, members: Sequence[Mapping[str, Any]]) -> Figure:
     rows, cells = [], []
-    groups = (
-        ("Matrix products decide: Muon and kin", lambda row: row.get("bound") != "memory"),
-        ("Memory decides: linear time", lambda row: row.get("bound") == "memory"),
-    )
-    for heading, belongs in groups:
-        members = sorted(filter(belongs, timed), key=lambda row: row["seconds"]["median"])
-        if not members:
-            continue
-        rows.append(Row(heading, heading=True))
-        for row in members:
-            seconds = row["seconds"]
-            median, low, high = (1e3 * seconds[key] for key in ("median", "p20", "p80"))
-            tip = f"{row['name']}: {short(median)} ms, p20 to p80 {short(low)} to {short(high)}"
-            tip += f"\n{seconds.get('repeats', '?')} repeats" + (f"\n{row['note']}" if row.get("note") else "")
-            hue = _HUES[_family(row)]
-            rows.append(Row(row["name"], f"{short(median)} ms", hue, median, (low, high), tip=tip))
-            ratio, error = row.get("times_faster_than_baseline"), row.get("error")
-            cells.append(
-                [row["name"], row.get("note") or "", short(median), f"{short(low)} to {short(high)}",
-                 str(seconds.get("repeats", "")), short(ratio) if ratio else "", short(error) if error else ""]
-            )  # fmt: skip
+    for row in sorted(members, key=lambda row: row["seconds"]["median"]):
+        seconds = row["seconds"]
+        median, low, high = (1e3 * seconds[key] for key in ("median", "p20", "p80"))
+        tip = f"{row['name']}: {short(median)} ms, p20 to p80 {short(low)} to {short(high)}"
+        tip += f"\n{seconds.get('repeats', '?')} repeats" + (f"\n{row['note']}" if row.get("note") else "")
+        rows.append(Row(row["name"], f"{short(median)} ms", _HUES[_family(row)], median, (low, high), tip=tip))
+        ratio, error = row.get("times_faster_than_baseline"), row.get("error")
+        cells.append(
+            [row["name"], row.get("note") or "", short(median), f"{short(low)} to {short(high)}",
+             str(seconds.get("repeats", "")), short(ratio) if ratio else "", short(error) if error else ""]
+        )  # fmt: skip
     header = ("variant", "note", "median, ms", "p20 to p80, ms", "repeats", "torch's Muon over it", "error")
+    cut = " A bar with a cut through it is far longer than drawn: its figure stands beside it." if is_cut(rows) else ""
     return Figure(
-        f"Time of a step, {name}",
+        title,
         [where("shapes", name, "variants", ANY, "seconds")],
-        "Bars are medians, whiskers the 20th and 80th percentile. A bar with a cut through it is far longer than drawn: "
-        "its figure stands beside it. All variants took turns in one process.",
-        lambda width: rows_chart(rows, width, axis="ms a step", label=f"Time of a step of each optimizer, {name}"),
-        legend=_LEGEND, legend_always=True, table=Table(header, cells, left=2),
+        "Bars are medians, whiskers the 20th and 80th percentile. All variants took turns in one process." + cut,
+        lambda width: rows_chart(rows, width, axis="ms a step", label=title),
+        legend=_legend(members), legend_always=True, table=Table(header, cells, left=2),
     )  # fmt: skip
 
 
@@ -88,12 +93,12 @@ def _shares(name: str, timed: Sequence[Mapping[str, Any]], ceilings: Mapping[str
     return Figure(
         f"Share of the limit, {name}",
         [where("shapes", name, "variants", ANY, "share_of_ceiling"), where("shapes", name, "ceilings")],
-        "Operations of the cheapest dense iteration, or least bytes moved, per second, over what the machine reached in "
-        "the same turns. Symmetric products and data that fits a cache can pass 100%.",
+        "Operations of the cheapest dense iteration, or least bytes moved, per second, over what the machine reached "
+        "in the same turns. Symmetric products and data that fits a cache can pass 100%.",
         lambda width: rows_chart(
             rows, width, axis="% of the limit", refs=[(100.0, "limit")], label=f"Share of the machine's limit, {name}"
         ),
-        legend=_LEGEND, legend_always=True, table=Table(("variant", "of", "share, %"), cells, left=2),
+        legend=_legend(timed), legend_always=True, table=Table(("variant", "of", "share, %"), cells, left=2),
     )  # fmt: skip
 
 
@@ -115,21 +120,23 @@ def _peaks(name: str, peaks: Sequence[Mapping[str, Any]]) -> Figure:
     rows, cells = [], []
     for row in sorted(peaks, key=lambda row: row["peak_extra_bytes"]):
         peak, need = row["peak_extra_bytes"] / 1e6, row.get("stated_need_bytes")
-        tip = f"{row['name']}: {peak:.4g} MB above where the step began"
-        tip += f"\nstated need {need / 1e6:.4g} MB" if need is not None else ""
+        tip = f"{row['name']}: {spell_bytes(row['peak_extra_bytes'])} above where the step began"
+        tip += f"\nstated need {spell_bytes(need)}" if need is not None else ""
         marks = (Dot(need / 1e6, "c2", "bar", tip, radius=6),) if need else ()
-        rows.append(Row(row["name"], f"{peak:.3g} MB", _HUES[_family(row)], peak, dots=marks, tip=tip))
+        rows.append(
+            Row(row["name"], spell_bytes(row["peak_extra_bytes"]), _HUES[_family(row)], peak, dots=marks, tip=tip)
+        )
         cells.append(
             [row["name"], f"{peak:.4g}", "" if need is None else f"{need / 1e6:.4g}", f"{row['state_bytes'] / 1e6:.4g}"]
         )
     parameters = peaks[0].get("parameter_bytes")
-    note = f"Above parameters ({parameters / 1e6:.3g} MB), gradients and state. " if parameters else ""
+    note = f"Above parameters ({spell_bytes(parameters)}), gradients and state. " if parameters else ""
     return Figure(
         f"Peak of a step, {name}",
         [where("peaks", ANY, "peak_extra_bytes"), where("peaks", ANY, "stated_need_bytes")],
         note + "Orange marks: the need that the library itself states for its largest bucket.",
         lambda width: rows_chart(rows, width, axis="MB of 10⁶ bytes", label=f"Peak memory of a step, {name}"),
-        legend=[*_LEGEND, ("stated need", "c2", "bar")], legend_always=True,
+        legend=[*_legend(peaks), ("stated need", "c2", "bar")], legend_always=True,
         table=Table(("variant", "peak, MB", "stated need, MB", "state, MB"), cells),
     )  # fmt: skip
 
@@ -138,6 +145,7 @@ def _states(states: Sequence[Mapping[str, Any]]) -> Figure:
     models = list(dict.fromkeys(row["model"] for row in states))
     looks = dict(zip(models, (("c1", "circle"), ("c2", "square"), ("c3", "triangle"), ("c4", "diamond")), strict=False))
     looks |= {model: ("c0", "down") for model in models if model not in looks}
+    lifts = {model: 6.0 - 12.0 * place / max(len(models) - 1, 1) for place, model in enumerate(models)}
     by_plan: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in states:
         by_plan.setdefault(row["plan"], {})[row["model"]] = row
@@ -147,8 +155,8 @@ def _states(states: Sequence[Mapping[str, Any]]) -> Figure:
         found = by_plan[plan]
         dots = tuple(
             Dot(
-                row["of_adamw"], *looks[model],
-                tip=f"{plan} on {model}: {row['of_adamw']:.3f} of AdamW's\n{row['state_bytes'] / 1e9:.3g} GB",
+                row["of_adamw"], looks[model][0], looks[model][1], lift=lifts[model], radius=3.6,
+                tip=f"{plan} on {model}: {row['of_adamw']:.3f} of AdamW's\n{spell_bytes(row['state_bytes'])}",
             )
             for model, row in found.items()
         )  # fmt: skip

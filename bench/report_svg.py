@@ -17,17 +17,19 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SHAPES = ("circle", "square", "triangle", "diamond", "down", "cross", "pentagon", "star")
 
 
-def text_width(text: str, size: float = SIZE) -> float:
+_WIDTHS = _NARROW | _WIDE
+
+
+def text_width(text: str, *, bold: bool = False) -> float:
     """An upper bound on the width of a line of text."""
-    widths = _NARROW | _WIDE
-    return size * sum(widths.get(char, 0.70 if char.isupper() else 0.63) for char in text)
+    return SIZE * (1.12 if bold else 1.0) * sum(_WIDTHS.get(char, 0.70 if char.isupper() else 0.63) for char in text)
 
 
-def fitted(text: str, width: float) -> str:
+def fitted(text: str, width: float, *, bold: bool = False) -> str:
     """The text, cut with an ellipsis if it is wider than ``width``."""
-    if text_width(text) <= width:
+    if text_width(text, bold=bold) <= width:
         return text
-    while text and text_width(text + "…") > width:
+    while text and text_width(text + "…", bold=bold) > width:
         text = text[:-1]
     return text + "…"
 
@@ -98,11 +100,11 @@ def scale_over(
     low, high = min(values), max(values)
     if log:
         low, high = math.log10(low), math.log10(high)
-        space = margin * (high - low) or 0.2
+        space = margin * (high - low) if high > low else 0.2
         return Scale(10 ** (low - space), 10 ** (high + space), start, end, True)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    space = margin * (high - low) or abs(high) * 0.1 or 1.0
+    space = margin * (high - low) if high > low else abs(high) * 0.1 or 1.0
     return Scale(0.0 if zero and low == 0 else low - space, 0.0 if zero and high == 0 else high + space, start, end)
 
 
@@ -114,11 +116,9 @@ class Svg:
         self._parts: list[str] = []
 
     def add(self, name: str, *, text: str | None = None, tip: str | None = None, **attributes: str | float) -> None:
-        """Append an element; ``class_`` is class, ``stroke_width`` stroke-width; ``tip`` is shown to who points at it."""
-        spelled = "".join(
-            f' {key.rstrip("_").replace("_", "-")}="{number(value) if isinstance(value, (int, float)) else escape(value)}"'
-            for key, value in attributes.items()
-        )
+        """Append an element; ``class_`` is class, ``text_anchor`` text-anchor; ``tip`` is shown to who points at it."""
+        words = {k: v if isinstance(v, str) else number(v) for k, v in attributes.items()}
+        spelled = "".join(f' {k.rstrip("_").replace("_", "-")}="{escape(v)}"' for k, v in words.items())
         inside = f"<title>{escape(tip)}</title>" if tip else ""
         inside += escape(text) if text else ""
         self._parts.append(f"<{name}{spelled}>{inside}</{name}>" if inside else f"<{name}{spelled}/>")
@@ -176,5 +176,5 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
               (0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4)],
     "pentagon": _regular(5, 1.2, 0.0),
     "star": _regular(5, 1.5, 0.0, 0.65),
-    "bar": [(-0.22, -1.5), (0.22, -1.5), (0.22, 1.5), (-0.22, 1.5)],
+    "bar": [(-0.28, -1.5), (0.28, -1.5), (0.28, 1.5), (-0.28, 1.5)],
 }  # fmt: skip

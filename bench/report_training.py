@@ -9,15 +9,14 @@ from functools import partial
 from typing import Any
 
 from orthoopt.bench.report_costs import costs, to_reference
-from orthoopt.bench.report_html import ANY, PANEL, Figure, Part, Result, Section, Table, hue_and_shape, where
+from orthoopt.bench.report_html import ANY, Figure, Part, Result, Section, Table, hue_and_shape, where
+from orthoopt.bench.report_rates import LOSS, rates
 from orthoopt.bench.report_rows import Dot, Row, rows_chart
 from orthoopt.bench.report_svg import short
 from orthoopt.bench.report_xy import Series, xy_chart
 
 _FAMILIAR = ("symmetry", "muon", "adamw+embedding_x10", "root", "scion", "auon")
 _COLOURED = 8
-_TOGETHER = 4  # arms whose learning rates share one picture
-_LOSS = "validation loss, nats per token"
 
 
 def training(result: Result) -> Iterator[Part]:
@@ -28,17 +27,25 @@ def training(result: Result) -> Iterator[Part]:
     reference = value.get("reference") or ("adamw" if "adamw" in plans else order[0])
     looks = _looks(order, reference)
     section = Section(value.get("title") or _title(value), result, [_described(value, plans)])
-    section.verdicts = [str(row["verdict"]) for row in value.get("differences", []) if row.get("verdict")]
+    section.verdicts = [str(row["verdict"]) for row in value.get("differences") or [] if row.get("verdict")]
     if value.get("winner"):
         section.verdicts.insert(0, f"{value['winner']} wins every comparison it is in")
+    section.brief = brief(value, plans, reference)
     yield section
     yield partial(_final, plans, order, reference)
     if value.get("differences"):
         yield partial(_differences, value["differences"], reference)
     yield partial(_curves, value, plans, order, looks)
-    yield partial(_rates, plans, order, reference, looks)
+    yield partial(rates, plans, order, reference, looks)
     yield partial(to_reference, plans, order, reference)
-    yield partial(costs, value, plans, order)
+    yield partial(costs, value, plans, order, reference)
+
+
+def brief(value: Mapping[str, Any], plans: Mapping[str, Any], reference: str) -> list[str]:
+    """What the file states of the symmetry plans against the reference."""
+    between = {frozenset(row["between"]): row for row in value.get("differences") or []}
+    found = [between.get(frozenset((name, reference))) for name in plans if name.split("+")[0].startswith("symmetry")]
+    return [str(row["verdict"]) for row in found if row and row.get("verdict")]
 
 
 def _mean(plan: Mapping[str, Any]) -> float | None:
@@ -62,7 +69,7 @@ def _title(value: Mapping[str, Any]) -> str:
     model, count = value.get("model", "a model"), value.get("parameters")
     size = f", {count / 1e6:.1f}M parameters" if count else ""
     steps = f", {value['steps']} steps" if value.get("steps") else ""
-    return f"Training {model}{size}{steps}"
+    return f"Training: {len(value['plans'])} optimizers, {model}{size}{steps}"
 
 
 def _described(value: Mapping[str, Any], plans: Mapping[str, Any]) -> str:
@@ -113,7 +120,7 @@ def _final(plans: Mapping[str, Any], order: Sequence[str], reference: str) -> Fi
         "Diamonds are means, bars single seeds; the figure is the mean with half its 95% interval over seeds. "
         "Best at the top, the reference in grey. A seed decides initialization and data order alike in all arms, so "
         "differences within a seed, below, are known better than these means.",
-        lambda width: rows_chart(rows, width, axis=_LOSS, label=f"Final losses of {len(rows)} arms, best first"),
+        lambda width: rows_chart(rows, width, axis=LOSS, label=f"Final losses of {len(rows)} arms, best first"),
         table=Table(header, cells),
     )
 
@@ -172,9 +179,9 @@ def _curves(
         )  # fmt: skip
     grey = sum(1 for one in series if not one.named)
     note = (
-        f"Means of seeds; bands from the lowest to the highest. The axis begins where the slowest is after a tenth of "
+        "Means of seeds; bands from the lowest to the highest. The axis begins where the slowest is after a tenth of "
     )
-    note += f"the steps. {f'{grey} further arms are thin and grey: point at them for their names.' if grey else ''}"
+    note += f"the steps. {f'Thin and grey, named where one points: {grey} more.' if grey else ''}"
     header = ("arm", "first step", "loss", "half way", "last step", "loss")
     cells = [
         [one.name, f"{one.points[0][0]:g}", f"{one.points[0][1]:.3f}", f"{one.points[len(one.points) // 2][1]:.3f}",
@@ -216,84 +223,3 @@ def _loss_range(series: Sequence[Series]) -> tuple[float, float]:
     start = max((y for one in series for x, y in one.points if x >= last / 10), default=lowest)
     margin = 0.04 * (start - lowest) or 0.5
     return lowest - margin, start + margin
-
-
-def _rates(
-    plans: Mapping[str, Any], order: Sequence[str], reference: str, looks: Mapping[str, tuple[str, str]]
-) -> Iterator[Figure]:
-    key = "sweep" if all(plans[name].get("sweep") for name in order) else "grid"
-    trials = {name: _trials(plans[name][key]) for name in order}
-    all_losses = [loss for rows in trials.values() for _, loss, _ in rows]
-    low = min(all_losses)
-    span = min(max(all_losses) - low, max(4 * (statistics.median(all_losses) - low), 0.5))
-    y_range = (low - 0.06 * span, low + 1.06 * span)
-    rates = [rate for rows in trials.values() for rate, _, _ in rows]
-    every = {name: _sensitivity(name, trials[name], plans[name], *looks[name]) for name in order}
-    label = "validation loss of every trial over its learning rate"
-    note = (
-        "Each point is a trial on one seed; the best is ringed. Learning rates mean AdamW's. "
-        "Trials above the axis are left out of the picture, not of the table."
-    )
-    cells = [
-        [
-            name,
-            short(rate),
-            "" if decay is None else short(decay),
-            f"{loss:.4f}",
-            "best" if k == every[name].ringed else "",
-        ]
-        for name in order
-        for k, (rate, loss, decay) in enumerate(trials[name])
-    ]
-    table = Table(("arm", "learning rate", "weight decay", "loss", ""), cells)
-    title, places = "Sensitivity to the learning rate", [where("plans", ANY, key)]
-    ends = (min(rates), max(rates))
-    if len(order) <= _TOGETHER:
-        series = [every[name] for name in reversed(order)]
-        yield Figure(
-            title, places, note,
-            lambda width: xy_chart(
-                series, width, 360 if width > 500 else 300, x="learning rate", y=_LOSS, log_x=True, y_range=y_range,
-                x_range=ends, label=label, direct=width > 500, x_ticks=sorted(set(rates)),
-            ),
-            legend=[(name, *looks[name]) for name in order], table=table,
-        )  # fmt: skip
-        return
-    behind = Series(reference, every[reference].points, "c0", shape=None, line=every[reference].line, thin=True)
-    panels = [
-        xy_chart(
-            [every[name]] if name == reference else [behind, every[name]], *PANEL, x="learning rate", y="loss", log_x=True,
-            y_range=y_range, x_range=ends, label=f"{name}: {label}", title=name, direct=False,
-        )
-        for name in order
-    ]  # fmt: skip
-    yield Figure(title, places, f"{note} The thin grey line is {reference}.", panels=panels, table=table)
-
-
-def _trials(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, float | None]]:
-    """Learning rate, loss and weight decay of the trials that ended with a loss, by learning rate."""
-    found = [
-        (row["learning_rate"], row["validation_loss"], row.get("weight_decay"))
-        for row in rows
-        if isinstance(row.get("validation_loss"), (int, float)) and math.isfinite(row["validation_loss"])
-    ]
-    return sorted(found, key=lambda trial: trial[:2])
-
-
-def _sensitivity(
-    name: str, trials: Sequence[tuple[float, float, float | None]], plan: Mapping[str, Any], hue: str, shape: str
-) -> Series:
-    """A line through one trial a rate; marks alone where a rate was tried with several decays, or at random."""
-    rates = [rate for rate, _, _ in trials]
-    decays = {decay for _, _, decay in trials}
-    best = plan.get("best_learning_rate")
-    at_best = [k for k, rate in enumerate(rates) if best is not None and math.isclose(rate, best, rel_tol=1e-6)]
-    ringed = min(at_best or range(len(trials)), key=lambda k: trials[k][1], default=None)
-    tips = tuple(
-        f"{name}\nlr {short(rate)}: {loss:.4f}" + (f", decay {short(decay)}" if decay is not None else "")
-        for rate, loss, decay in trials
-    )
-    line = len(set(rates)) == len(rates) and len(decays) == 1
-    hue = "c1" if hue == "c-faint" else hue
-    points = tuple((rate, loss) for rate, loss, _ in trials)
-    return Series(name, points, hue, shape=shape, line=line, ringed=ringed, tips=tips)

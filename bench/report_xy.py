@@ -63,7 +63,7 @@ def xy_chart(
         x_ticks: where ticks stand, if not at round values.
     """
     ends = [one for one in series if one.named and one.points] if direct else []
-    names = min(max((text_width(one.name) for one in ends), default=0.0), width * 0.3)
+    names = min(max((text_width(one.name, bold=True) for one in ends), default=0.0), width * 0.3)
     every = [point for one in series for point in one.points]
     if not every:
         raise ValueError("there is nothing to draw")
@@ -78,7 +78,7 @@ def xy_chart(
     across = scale_over(list(x_range or [p[0] for p in every]), left, right, log=log_x, margin=0.03)
     svg = Svg(width, height, label)
     if title:
-        svg.text(0, 14, fitted(title, width), "strong")
+        svg.text(0, 14, fitted(title, width, bold=True), "strong")
     svg.text(0, top - 10, fitted(y, width), "tick")
     _axes(svg, across, rising, x, width, spell_x, x_ticks)
     for one in series:
@@ -164,7 +164,7 @@ def _names(svg: Svg, ends: Sequence[Series], across: Scale, rising: Scale, room:
     for (y, x, one), moved in zip(spots, heights, strict=True):
         start = across.end + 16
         svg.path([(x + 5, y), (start - 3, moved)], f"{one.hue} leader")
-        svg.text(start, moved + 4, fitted(one.name, room), f"{one.hue} name")
+        svg.text(start, moved + 4, fitted(one.name, room, bold=True), f"{one.hue} name")
 
 
 def spread(wanted: Sequence[float], apart: float, low: float, high: float) -> list[float]:
