@@ -1,7 +1,7 @@
 """The style and the script of the report's page. Nothing is loaded from anywhere, and no picture needs the script."""
 
-LIGHT = ("#3d454d", "#0067b1", "#c8480a", "#007a57", "#b03a8c", "#8a6400", "#2b93c9", "#7a3e1d", "#6a51c7")
-DARK = ("#c3cbd3", "#56aef5", "#ff8f52", "#2fc896", "#ec8fd0", "#e0b62f", "#8fdcf7", "#c98e6a", "#a99bff")
+LIGHT = ("#3d454d", "#0067b1", "#c8480a", "#007a57", "#b03a8c", "#7d7912", "#2b93c9", "#7a3e1d", "#6a51c7")
+DARK = ("#c3cbd3", "#56aef5", "#ff8f52", "#2fc896", "#ec8fd0", "#e0b62f", "#8fdcf7", "#c98e6a", "#9579fc")
 """Hues 0 to 8, told apart by colour-blind readers too; 0 is the reference's. Each comes with a shape of its own."""
 
 _HUES = "\n".join(f".c{k} {{ --c: var(--c{k}); }}" for k in range(len(LIGHT)))

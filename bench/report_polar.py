@@ -155,7 +155,8 @@ def dct(result: Result) -> Iterator[Part]:
     sizes = result.value["sizes"]
     yield Section("Cosine transforms" + (" on a GPU" if result.on_gpu else ""), result)
     for kind, title in (("transform", "a transform of k by k"), ("lift", "putting k/4 columns back")):
-        yield partial(_transforms, kind, title, [size for size in sizes if size.get(kind)])
+        if known := [size for size in sizes if size.get(kind)]:
+            yield partial(_transforms, kind, title, known)
 
 
 def _transforms(kind: str, title: str, sizes: Sequence[Mapping[str, Any]]) -> Figure:

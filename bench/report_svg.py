@@ -79,7 +79,9 @@ class Scale:
             if len(found) >= 3:
                 return found
             finer = (1, 2, 5) if last - first <= 2 else (1, 3)
-            return self._within([k * 10.0**power for power in range(first, last + 1) for k in finer])
+            found = self._within([k * 10.0**power for power in range(first, last + 1) for k in finer])
+            if len(found) >= 2:
+                return found
         rough = (self.high - self.low) / about
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(k * unit for k in (1, 2, 5, 10) if k * unit >= rough * 0.999)
@@ -87,7 +89,7 @@ class Scale:
         return [place * step for place in range(first, last + 1)]
 
     def _within(self, values: list[float]) -> list[float]:
-        return [value for value in values if self.low * 0.999 <= value <= self.high * 1.001]
+        return [value for value in values if self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9)]
 
     def _moved(self, value: float) -> float:
         return math.log10(value) if self.log else value

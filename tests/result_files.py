@@ -75,7 +75,8 @@ def fill(folder: Path) -> Path:
     cuda = {"bench": "dct", "machine": {"gpu": {"name": "NVIDIA H100"}}, "sizes": []}
     files: dict[str, Any] = {
         "pretrain_dense_cpu": tuned(), "loader_cpu": loader, "evil": evil, "dct_cuda": cuda,
-        "broken_cpu": {"bench": "step"}, "two_cpu": {**tuned(ARMS[:2], seeds=1), "title": "Two arms, one seed"}, "list": [1, 2],
+        "broken_cpu": {"bench": "step"},
+        "two_cpu": {**tuned(ARMS[:2], seeds=1), "title": "Two arms, one seed"}, "list": [1, 2],
     }  # fmt: skip
     for name, value in files.items():
         (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
