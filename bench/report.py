@@ -203,17 +203,16 @@ def _source(result: Result, link: str) -> str:
 def _made(result: Result) -> str:
     """Where and when a file was made, in a line."""
     block = result.machine
-    if not block:
+    if "cpu" not in block and not block["gpu"]:
         return "The file does not say on what machine it was made."
-    gpu = block.get("gpu") or {}
-    versions, git = block.get("versions") or {}, block.get("git") or {}
+    gpu, versions, git = block["gpu"], block["versions"], block["git"]
     threads = block.get("torch_threads")
     cpu = f"{block.get('cores', '?')} cores of {block.get('cpu', 'an unknown processor')}"
     parts = [
-        gpu.get("name") or cpu + {None: "", 1: ", one thread"}.get(threads, f", {threads} threads"),
+        str(gpu.get("name") or "") or cpu + {None: "", 1: ", one thread"}.get(threads, f", {threads} threads"),
         str(block.get("time", ""))[:10],
         f"torch {versions['torch']}" if "torch" in versions else "",
-        f"commit {git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else "",
+        f"commit {str(git['commit'])[:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else "",
     ]
     return "; ".join(part for part in parts if part) + "."
 

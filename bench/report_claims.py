@@ -16,12 +16,15 @@ _KNOWN = ("what", "value", "limit", "at_least", "holds")
 
 
 def _claims(results: Sequence[Result]) -> list[tuple[Result, Mapping[str, Any]]]:
-    return [
-        (result, claim)
-        for result in results
-        for claim in result.value.get("must_show") or []
-        if isinstance(claim, Mapping) and "what" in claim
-    ]
+    """Each limit with its file; ``holds`` is True, False or None."""
+    found = []
+    for result in results:
+        listed = result.value.get("must_show")
+        for claim in listed if isinstance(listed, list) else []:
+            if isinstance(claim, Mapping) and "what" in claim:
+                holds = claim.get("holds")
+                found.append((result, {**claim, "holds": holds if isinstance(holds, bool) else None}))
+    return found
 
 
 def counted(results: Sequence[Result]) -> tuple[int, int, int]:
@@ -32,7 +35,7 @@ def counted(results: Sequence[Result]) -> tuple[int, int, int]:
 
 def gpu_line(results: Sequence[Result]) -> str:
     """Which GPUs there are figures of."""
-    names = [str((result.machine.get("gpu") or {}).get("name", "a GPU")) for result in results if result.on_gpu]
+    names = [str(result.machine["gpu"].get("name", "a GPU")) for result in results if result.on_gpu]
     return ", ".join(dict.fromkeys(names)) or "not measured"
 
 
@@ -59,7 +62,7 @@ def claims_html(results: Sequence[Result], links: Mapping[Path, str]) -> str:
 
 def _claim(result: Result, claim: Mapping[str, Any], link: str) -> str:
     kind, word = _STATES[claim.get("holds")]
-    value = "-" if claim.get("value") is None else short(claim["value"])
+    value = short(claim["value"]) if isinstance(claim.get("value"), (int, float)) else "-"
     limit = short(claim["limit"]) if isinstance(claim.get("limit"), (int, float)) else "?"
     beside = ", ".join(f"{key} {_spelled(item)}" for key, item in claim.items() if key not in _KNOWN)
     return (
@@ -91,7 +94,7 @@ def machines_html(results: Sequence[Result], links: Mapping[Path, str]) -> str:
     rows, releases = [], []
     for result in results:
         block = result.machine
-        git, gpu, versions = block.get("git") or {}, block.get("gpu") or {}, block.get("versions") or {}
+        git, gpu, versions = block["git"], block["gpu"], block["versions"]
         commit = str(git.get("commit", "unknown"))[:12] + (" with changes" if git.get("dirty") else "")
         numbers = [str(block.get(key, "")) for key in ("cores", "torch_threads", "load_average")]
         time = str(block.get("time", "")).replace("T", " ")[:16]

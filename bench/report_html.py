@@ -31,9 +31,14 @@ class Result:
 
     @property
     def machine(self) -> Mapping[str, Any]:
-        """The machine block; empty where there is none."""
+        """The machine block; what is missing or of another kind in it is empty."""
         found = self.value.get("machine")
-        return found if isinstance(found, Mapping) else {}
+        block = dict(found) if isinstance(found, Mapping) else {}
+        inner = {
+            key: block.get(key) if isinstance(block.get(key), Mapping) else {} for key in ("gpu", "versions", "git")
+        }
+        plain = {key: value for key, value in block.items() if isinstance(value, (str, int, float))}
+        return plain | inner
 
     @property
     def on_gpu(self) -> bool:
