@@ -17,7 +17,7 @@ _KNOWN = ("what", "value", "limit", "at_least", "holds")
 
 def _claims(results: Sequence[Result]) -> list[tuple[Result, Mapping[str, Any]]]:
     """Each limit with its file; ``holds`` is True, False or None."""
-    found = []
+    found: list[tuple[Result, Mapping[str, Any]]] = []
     for result in results:
         listed = result.value.get("must_show")
         for claim in listed if isinstance(listed, list) else []:
