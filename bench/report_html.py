@@ -34,9 +34,10 @@ class Result:
         """The machine block; what is missing or of another kind in it is empty."""
         found = self.value.get("machine")
         block = dict(found) if isinstance(found, Mapping) else {}
-        inner = {
-            key: block.get(key) if isinstance(block.get(key), Mapping) else {} for key in ("gpu", "versions", "git")
-        }
+        inner: dict[str, Mapping[str, Any]] = {}
+        for key in ("gpu", "versions", "git"):
+            part = block.get(key)
+            inner[key] = part if isinstance(part, Mapping) else {}
         plain = {key: value for key, value in block.items() if isinstance(value, (str, int, float))}
         return plain | inner
 
