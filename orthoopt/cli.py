@@ -1,4 +1,4 @@
-"""The command ``orthoopt``: explain, plan, pretrain, finetune, compare, bench. Heavy imports happen inside the chosen command."""
+"""The command ``orthoopt``: each command imports what it needs when it is chosen."""
 
 from __future__ import annotations
 
