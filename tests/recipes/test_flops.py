@@ -58,7 +58,7 @@ def test_a_window_bounds_what_a_query_is_scored_against() -> None:
 
 def test_an_unsaid_number_of_experts_is_an_error() -> None:
     model = build_meta_model("olmoe-1b-7b")
-    model.config.num_experts_per_tok = None
+    model.config.num_experts_per_tok = 0
     with pytest.raises(ValueError, match=r"OlmoeConfig does not say how many experts .*layers\.0\.mlp\.experts"):
         training_flops_per_token(model, 1024)
 
