@@ -100,6 +100,8 @@ class Arguments(NamedTuple):
     plan_options: dict[str, Any]
     overrides: dict[str, dict[str, Any]]
     learning_rate: float
+    command: tuple[str, ...] = ("pretrain",)
+    """What of `orthoopt` this is, with what it needs before its options."""
 
     @property
     def plan_name(self) -> str:
@@ -110,6 +112,13 @@ class Arguments(NamedTuple):
 _GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, RunArguments, PretrainArguments)
 
 
+_ABOUT = (
+    "Train a language model. CONFIG is a YAML file or the name of a config that ships with orthoopt "
+    "(default: a small Qwen3-style model on the Python standard library's source); every option below "
+    "is a key of it too."
+)
+
+
 class _Parser(HfArgumentParser):
     """HfArgumentParser that raises `RecipeError` instead of printing a screen of usage."""
 
@@ -117,27 +126,34 @@ class _Parser(HfArgumentParser):
         raise RecipeError(message)
 
 
-def parse(argv: Sequence[str]) -> Arguments:
+def parse(
+    argv: Sequence[str],
+    *,
+    groups: Sequence[Any] = _GROUPS,
+    default: str = "default",
+    usage: str = "orthoopt pretrain [CONFIG] [--key value ...]",
+    about: str = _ABOUT,
+) -> Arguments:
     """Read `[CONFIG] [--key value ...]`; flags win over the config, the config over the defaults.
 
-    CONFIG is a path or the name of a config that ships with the package; without one it is `default`.
-    Raises `RecipeError` for an unknown config, key or flag, naming the nearest known one, and for bad values.
+    CONFIG is a path or the name of a config that ships with the package; without one it is `default`. `groups` are
+    the dataclasses whose fields are the options: of the model, the data, the run and Trainer. Raises `RecipeError`
+    for an unknown config, key or flag, naming the nearest known one, and for bad values.
     """
     argv = list(argv)
-    config = argv.pop(0) if argv and not argv[0].startswith("-") else "default"
-    settings = read_config(config)
-    parser = _Parser(_GROUPS, prog="orthoopt pretrain", usage="orthoopt pretrain [CONFIG] [--key value ...]",
-                     description=_help_header(), allow_abbrev=False)  # fmt: skip
+    config = argv.pop(0) if argv and not argv[0].startswith("-") else default
+    settings = read_config(config, groups)
+    parser = _Parser(groups, prog=" ".join(usage.split()[:2]), usage=usage, description=about, allow_abbrev=False)
     parser.set_defaults(**{key: _as_typed(value) for key, value in settings.items()})
     try:
-        *groups, rest = parser.parse_args_into_dataclasses(
+        *parsed, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
     except (ArgumentError, ValueError) as error:
         raise error if isinstance(error, RecipeError) else RecipeError(str(error)) from error
     if rest:
         raise RecipeError(_unexpected(rest[0], parser))
-    model, data, run, training = groups
+    model, data, run, training = parsed
     plan = _plan(run.plan)
     _check(data, run, training)
     return Arguments(
@@ -154,7 +170,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     )
 
 
-def read_config(name: str) -> dict[str, Any]:
+def read_config(name: str, groups: Sequence[Any] = _GROUPS) -> dict[str, Any]:
     """Load a YAML config, a path or the stem of a shipped one, and check its keys against the dataclasses."""
     shipped = {Path(entry.name).stem: entry for entry in resources.files("orthoopt.recipes.configs").iterdir()
                if entry.name.endswith(".yaml")}  # fmt: skip
@@ -172,7 +188,7 @@ def read_config(name: str) -> dict[str, Any]:
         raise RecipeError(f"config {name!r} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"config {name!r} must be a mapping of option to value, got {type(settings).__name__}")
-    known = [item.name for group in _GROUPS for item in dataclasses.fields(group) if item.init]
+    known = [item.name for group in groups for item in dataclasses.fields(group) if item.init]
     for key in settings:
         if key not in known:
             raise RecipeError(f"config {name!r} has the unknown key {key!r}{nearest(str(key), known)}")
@@ -239,11 +255,3 @@ def _unexpected(text: str, parser: _Parser) -> str:
     flags = [flag for action in parser._actions for flag in action.option_strings]
     name = text.partition("=")[0]
     return f"unknown option {name!r}{nearest(name, flags)}"
-
-
-def _help_header() -> str:
-    return (
-        "Train a language model. CONFIG is a YAML file or the name of a config that ships with orthoopt "
-        "(default: a small Qwen3-style model on the Python standard library's source); every option below "
-        "is a key of it too."
-    )

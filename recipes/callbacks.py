@@ -147,6 +147,7 @@ class Progress(TrainerCallback):
             self._say(
                 f"{_place(state)}: validation loss "
                 f"{logs['eval_loss']:.4f}, {logs['eval_bits_per_byte']:.4f} bits per byte"
+                + (f"; old text {logs['also/loss']:.4f}" if "also/loss" in logs else "")
             )
             self._shown["validation"] = f"{logs['eval_loss']:.3f}"
         elif "loss" in logs:

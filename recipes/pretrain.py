@@ -14,14 +14,14 @@ import importlib.util
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback, TrainerState
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from orthoopt.plan_files import PlanFile
@@ -56,20 +56,45 @@ def pretrain(arguments: Arguments) -> dict[str, Any]:
 
     Raises `RecipeError` for anything the user can mend.
     """
-    training = arguments.training
-    _quiet(training)
-    _check_reporting(training)
-    place = _agree(training, arguments)
-    training.output_dir = str(place.output)
-    corpus, tokenizer, data = _load_data(arguments)
+    place = prepare(arguments)
+    corpus, tokenizer, data = load_data(arguments)
     model = build_model(
         arguments.model.model,
         arguments.model_overrides,
         tokenizer,
         block_size=arguments.data.block_size,
-        seed=training.seed,
+        seed=arguments.training.seed,
     )
     run = record.describe_run(arguments, corpus, tokenizer, data, model)
+    return train(arguments, place, run, tokenizer, data, model)
+
+
+def prepare(arguments: Arguments) -> folders.Place:
+    """Check what can be checked before anything is loaded, and choose the run's folder."""
+    training = arguments.training
+    _quiet(training)
+    _check_reporting(training)
+    place = _agree(training, arguments)
+    training.output_dir = str(place.output)
+    return place
+
+
+def train(
+    arguments: Arguments,
+    place: folders.Place,
+    run: dict[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+    data: PretrainData,
+    model: PreTrainedModel,
+    trainer_class: Callable[..., PretrainTrainer] = PretrainTrainer,
+) -> dict[str, Any]:
+    """Train `model` from beginning, or checkpoint, to end, and write the run's folder.
+
+    `run` is what run.json holds. Returns what results.json holds.
+    """
+    training = arguments.training
+    if place.checkpoint is not None:
+        training.eval_on_start = False  # the metrics have the row of step 0
     steps = 0 if place.checkpoint is None else folders.checkpoint_step(place.checkpoint)
     clock = TrainingClock()
     callbacks: list[TrainerCallback] = [clock, Progress(bar=not training.disable_tqdm)]
@@ -82,7 +107,7 @@ def pretrain(arguments: Arguments) -> dict[str, Any]:
         print(record.header(run, arguments, place, steps), flush=True)
     if arguments.run.shard:
         model = sharded(model, place.output, place.checkpoint)
-    trainer = PretrainTrainer(model, data, tokenizer, arguments, callbacks)
+    trainer = trainer_class(model, data, tokenizer, arguments, callbacks)
     if 0 < training.max_steps <= steps and place.checkpoint is not None:
         _load_finished(trainer, place.checkpoint)
     else:
@@ -90,7 +115,7 @@ def pretrain(arguments: Arguments) -> dict[str, Any]:
             trainer.train(resume_from_checkpoint=None if place.checkpoint is None else str(place.checkpoint))
         except KeyboardInterrupt:
             if training.should_save:
-                print("\n" + record.interruption(place.output), file=sys.stderr)
+                print("\n" + record.interruption(arguments, place.output), file=sys.stderr)
             raise
     return _finish(trainer, arguments, run, place, clock)
 
@@ -135,7 +160,7 @@ def _agree(training: PretrainArguments, arguments: Arguments) -> folders.Place:
     return chosen[0]
 
 
-def _load_data(arguments: Arguments) -> tuple[Corpus, PreTrainedTokenizerFast, PretrainData]:
+def load_data(arguments: Arguments) -> tuple[Corpus, PreTrainedTokenizerFast, PretrainData]:
     """Corpus, tokenizer, blocks; the first process of each machine makes what is not cached, others wait."""
     options, training = arguments.data, arguments.training
     cache = cache_root(options.cache_dir)
@@ -162,11 +187,12 @@ def _check_same_run(place: folders.Place, run: dict[str, Any]) -> None:
     if earlier is None:
         return
     before, now = earlier.get("plan_file"), run["plan_file"]
-    for key in ("plan", "model", "parameters", "corpus"):
+    for key in ("plan", "model", "parameters", "corpus", "finetune"):
         if key == "plan" and before and now:
             continue  # what the files say counts, not where they are
-        if earlier.get(key) != run[key]:
-            raise RecipeError(f"{place.checkpoint} was made with {key} {earlier.get(key)!r}, this run has {run[key]!r}")
+        if earlier.get(key) != run.get(key):
+            then, here = earlier.get(key), run.get(key)
+            raise RecipeError(f"{place.checkpoint} was made with {key} {then!r}, this run has {here!r}")
     for key in ("roles", "patterns") if before and now else ():
         if before[key] != now[key]:
             changed = _difference(before[key], now[key])
@@ -232,6 +258,7 @@ def _finish(
         "train_seconds": clock.seconds,
         # Of the whole run: a resumed one has not seen its first part.
         "optimizer_seconds": None if place.checkpoint else trainer.role_metrics.optimizer_seconds,
+        **record.beginning(rows),
         **{key: run[key] for key in record.RESULT_KEYS},
     }
     if not training.should_save:
