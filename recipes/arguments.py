@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import yaml
@@ -19,9 +20,10 @@ from transformers import HfArgumentParser
 from orthoopt import plan_files, plans
 from orthoopt.plan_files import PlanFile
 from orthoopt.plan_source import SUFFIXES
+from orthoopt.recipes.budget import settle_budget, superseded
 from orthoopt.recipes.errors import RecipeError, nearest
+from orthoopt.recipes.options import given_options, parse_mapping, typed_options
 from orthoopt.recipes.options import option as _option
-from orthoopt.recipes.options import parse_mapping
 from orthoopt.recipes.run_arguments import PretrainArguments, RunArguments, check_run
 
 __all__ = [
@@ -102,6 +104,8 @@ class Arguments(NamedTuple):
     learning_rate: float
     command: tuple[str, ...] = ("pretrain",)
     """What of `orthoopt` this is, with what it needs before its options."""
+    given: Mapping[str, Any] = MappingProxyType({})
+    """What config and command line say, without defaults."""
 
     @property
     def plan_name(self) -> str:
@@ -144,6 +148,8 @@ def parse(
     config = argv.pop(0) if argv and not argv[0].startswith("-") else default
     settings = read_config(config, groups)
     parser = _Parser(groups, prog=" ".join(usage.split()[:2]), usage=usage, description=about, allow_abbrev=False)
+    for key in superseded(settings, typed_options(parser, argv)):
+        del settings[key]
     parser.set_defaults(**{key: _as_typed(value) for key, value in settings.items()})
     try:
         *parsed, rest = parser.parse_args_into_dataclasses(
@@ -167,6 +173,7 @@ def parse(
         plan_options=parse_mapping(run.plan_options, "plan_options"),
         overrides=parse_mapping(run.overrides, "overrides"),
         learning_rate=_learning_rate(plan, run, training),
+        given=given_options(parser, argv, settings),
     )
 
 
@@ -245,8 +252,9 @@ def _check(data: DataArguments, run: RunArguments, training: PretrainArguments) 
     if not 0.0 < data.validation_fraction < 1.0:
         raise RecipeError(f"--validation_fraction must lie between 0 and 1, got {data.validation_fraction}")
     check_run(run, training)
+    settle_budget(run, training, data.block_size)
     if data.streaming and training.max_steps <= 0:
-        raise RecipeError("--streaming has no end: give --max_steps")
+        raise RecipeError("--streaming has no end: give --max_steps or --total_tokens")
 
 
 def _unexpected(text: str, parser: _Parser) -> str:

@@ -1,13 +1,14 @@
-"""Options whose values are mappings, and how an option is declared."""
+"""How an option is declared, options whose values are mappings, and which ones somebody gave."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
 import yaml
+from transformers import HfArgumentParser
 
 from orthoopt.recipes.errors import RecipeError
 
@@ -50,3 +51,16 @@ def _number(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def typed_options(parser: HfArgumentParser, argv: Sequence[str]) -> set[str]:
+    """The options that a command line has, by the names they have in a config."""
+    actions = parser._option_string_actions
+    words = (word.partition("=")[0] for word in argv)
+    return {actions[word].dest for word in words if word in actions}
+
+
+def given_options(parser: HfArgumentParser, argv: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config and the command line say, and no default, with the values that the parser made of it."""
+    known = vars(parser.parse_known_args(list(argv))[0])
+    return {key: known[key] for key in sorted(typed_options(parser, argv) | set(settings))}

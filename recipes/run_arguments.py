@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from orthoopt.recipes.errors import RecipeError, nearest
 from orthoopt.recipes.options import option as _option
-from orthoopt.recipes.schedules import VECTOR_SCHEDULES
+from orthoopt.recipes.schedules import FALLING, VECTOR_SCHEDULES, check_schedule
 
 
 @dataclass
@@ -33,9 +33,19 @@ class RunArguments:
         None,
         'Name pattern to options, looked at before the plan, as JSON or YAML: {"lm_head": {"rule": "adamw"}}.',
     )
+    batch_tokens: float | None = _option(
+        None,
+        "Tokens a step, over all processes: sets gradient_accumulation_steps, which then is not given.",
+    )
+    total_tokens: float | None = _option(
+        None, "Tokens the run sees, such as 10e9, rounded up to whole steps: sets max_steps, which then is not given."
+    )
     decay_fraction: float = _option(
         0.5,
-        "With warmup_stable_decay: the share of the steps in which the learning rate falls linearly to 0.",
+        "With warmup_stable_decay: the share of the steps, the last ones, in which the learning rate falls.",
+    )
+    min_lr_ratio: float = _option(
+        0.0, f"Where the learning rate ends, as a share of its peak, with {', '.join(FALLING)}."
     )
     vector_schedule: str | None = _option(
         None,
@@ -46,7 +56,15 @@ class RunArguments:
         False, "Under torchrun: spread parameters, gradients and optimizer state over all processes (FSDP2)."
     )
     log_update_norms: bool = _option(True, "Log the norm of each role's update; copies the parameters to do so.")
+    log_diagnostics: bool = _option(
+        True,
+        "Log orthoopt's diagnostics of each role, at the steps that are logged; see docs/training.md for the cost.",
+    )
+    max_nonfinite_steps: int = _option(
+        10, "Stop when the loss was not finite in so many steps on end; looked at with every log. 0 never stops."
+    )
     generate_sample: bool = _option(True, "Write a text sample at the end.")
+    sample_steps: int = _option(0, "Write one every so many steps too, into samples.jsonl; 0 for none.")
     sample_prompt: str = _option("def ", "What the sample continues.")
     save_final: bool = _option(True, "Save the final model and tokenizer under OUTPUT_DIR/model.")
     overwrite_output_dir: bool = _option(False, "Delete the checkpoints of an earlier run in --output_dir.")
@@ -60,6 +78,9 @@ class PretrainArguments(TrainingArguments):
 
     learning_rate: float | None = _option(None, "Peak learning rate, on AdamW's scale for every plan.")
     weight_decay: float = _option(0.1, "Decoupled weight decay.")
+    logging_nan_inf_filter: bool = _option(
+        False, "Trainer's own filter, which waits for the device at every step; --max_nonfinite_steps does not."
+    )
 
     def __post_init__(self) -> None:
         self.names_output_dir = self.output_dir is not None  # if not, the run chooses a free folder
@@ -72,15 +93,17 @@ class PretrainArguments(TrainingArguments):
 
 def check_run(run: RunArguments, training: PretrainArguments) -> None:
     """Check what the parser cannot. Raises `RecipeError`."""
-    if not 0.0 < run.decay_fraction < 1.0:
-        raise RecipeError(f"--decay_fraction must lie between 0 and 1, got {run.decay_fraction}")
+    check_schedule(training.lr_scheduler_type, run.decay_fraction, run.min_lr_ratio)
     if run.vector_schedule is not None and run.vector_schedule not in VECTOR_SCHEDULES:
         raise RecipeError(
             f"--vector_schedule {run.vector_schedule!r} is not one of {list(VECTOR_SCHEDULES)}"
             f"{nearest(run.vector_schedule, VECTOR_SCHEDULES)}"
         )
-    if run.vector_warmup_steps < 0:
-        raise RecipeError(f"--vector_warmup_steps must be at least 0, got {run.vector_warmup_steps}")
+    for option in ("vector_warmup_steps", "max_nonfinite_steps", "sample_steps"):
+        if getattr(run, option) < 0:
+            raise RecipeError(f"--{option} must be at least 0, got {getattr(run, option)}")
+    if run.sample_steps and (run.shard or training.fsdp or training.deepspeed):
+        raise RecipeError("--sample_steps needs a whole model on the first process, which sharding does not leave")
     if run.vector_warmup_steps and run.vector_schedule is None:
         raise RecipeError("--vector_warmup_steps goes with --vector_schedule, which is not given")
     if training.fsdp and not torch.accelerator.is_available():
