@@ -51,13 +51,6 @@ class WandbRun:
             ) from error
         report.write_json(output / ID, {"id": self._run.id, "project": self._run.project})
 
-    @property
-    def folder(self) -> str | None:
-        """Where an offline run waits for `wandb sync`."""
-        if self._run is None or not self._run.settings._offline:
-            return None
-        return str(Path(self._run.dir).parent)
-
     def finish(self, exit_code: int = 0) -> None:
         """Write what is left and close the run."""
         if self._run is not None:
