@@ -50,7 +50,7 @@ class LossWatch(TrainerCallback):
         """What was seen since the last call; `gather` brings a row `(1, 4)` of every process together."""
         if self._counts is None:
             return Seen(0, 0, 1.0)
-        rows = gather(self._counts[None])
+        rows = gather(self._counts.clone()[None])
         self._counts[1:] = 0
         on_end, steps = rows[:, :2].amax(0).tolist()
         finite, seen = rows[:, 2:].sum(0).tolist()
