@@ -139,6 +139,7 @@ def test_a_run_whose_loss_is_lost_stops_and_says_what_to_try(sandbox, tmp_path, 
 
 
 @pytest.mark.slow  # compiling takes longer than all of the other tests here
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own compiler
 def test_a_compiled_run_has_the_same_losses_and_compiles_once(sandbox, finished, tmp_path) -> None:
     from torch._dynamo.utils import counters
 
