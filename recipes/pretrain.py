@@ -14,38 +14,47 @@ import importlib.util
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback, TrainerState
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from orthoopt.plan_files import PlanFile
 from orthoopt.plan_text import to_yaml
-from orthoopt.recipes import folders, record, report
+from orthoopt.recipes import folders, record, report, reproduce
 from orthoopt.recipes.arguments import Arguments, PretrainArguments, parse
 from orthoopt.recipes.callbacks import Progress, TrainingClock
 from orthoopt.recipes.corpus import Corpus, load_corpus
 from orthoopt.recipes.data import PretrainData, prepare_data
-from orthoopt.recipes.errors import RecipeError, nearest
+from orthoopt.recipes.errors import RecipeError, TrainingStopped, nearest
 from orthoopt.recipes.models import build_model
+from orthoopt.recipes.sampling import SAMPLES, Sampler
 from orthoopt.recipes.sharding import sharded
 from orthoopt.recipes.tokenizer import cache_root, load_tokenizer, write_atomically
 from orthoopt.recipes.trainer import PretrainTrainer
+from orthoopt.recipes.wandb_run import WandbRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse `argv` (by default the command line's) and run; 0, 2 for a wrong option, 130 if interrupted."""
+    """Parse `argv`, by default the command line's, and run.
+
+    Returns 0, 1 if training was stopped, 2 for a wrong option, 130 if interrupted.
+    """
     try:
         pretrain(parse(sys.argv[1:] if argv is None else argv))
     except RecipeError as error:
         if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have the same to say
             print(f"orthoopt pretrain: error: {error}", file=sys.stderr)
         return 2
+    except TrainingStopped as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"orthoopt pretrain: stopped: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0
@@ -56,44 +65,96 @@ def pretrain(arguments: Arguments) -> dict[str, Any]:
 
     Raises `RecipeError` for anything the user can mend.
     """
-    training = arguments.training
-    _quiet(training)
-    _check_reporting(training)
-    place = _agree(training, arguments)
-    training.output_dir = str(place.output)
-    corpus, tokenizer, data = _load_data(arguments)
+    place = prepare(arguments)
+    corpus, tokenizer, data = load_data(arguments)
     model = build_model(
         arguments.model.model,
         arguments.model_overrides,
         tokenizer,
         block_size=arguments.data.block_size,
-        seed=training.seed,
+        seed=arguments.training.seed,
     )
     run = record.describe_run(arguments, corpus, tokenizer, data, model)
+    return train(arguments, place, run, tokenizer, data, model)
+
+
+def prepare(arguments: Arguments) -> folders.Place:
+    """Check what can be checked before anything is loaded, and choose the run's folder."""
+    training = arguments.training
+    _quiet(training)
+    _check_reporting(training)
+    place = _agree(training, arguments)
+    training.output_dir = str(place.output)
+    return place
+
+
+def train(
+    arguments: Arguments,
+    place: folders.Place,
+    run: dict[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+    data: PretrainData,
+    model: PreTrainedModel,
+    trainer_class: Callable[..., PretrainTrainer] = PretrainTrainer,
+) -> dict[str, Any]:
+    """Train `model` from beginning, or checkpoint, to end, and write the run's folder.
+
+    `run` is what run.json holds. Returns what results.json holds.
+    """
+    training = arguments.training
+    if place.checkpoint is not None:
+        training.eval_on_start = False  # the metrics have the row of step 0
     steps = 0 if place.checkpoint is None else folders.checkpoint_step(place.checkpoint)
     clock = TrainingClock()
     callbacks: list[TrainerCallback] = [clock, Progress(bar=not training.disable_tqdm)]
+    sampler, logged = None, None
     if training.should_save:
         _check_same_run(place, run)
+        logged = _wandb_run(arguments, place, run)
         report.write_json(place.output / report.RUN, run)
         if arguments.run.optimizer is None:
             _keep_plan(place.output / report.PLAN, arguments.plan)
+        reproduce.write_config(arguments, place.output / report.PLAN)
+        report.write_json(place.output / reproduce.ENVIRONMENT, reproduce.describe_environment(arguments))
         (place.output / report.RESULTS).unlink(missing_ok=True)
         callbacks.append(_metrics_log(place, steps, clock))
+        sampler = _sampler(arguments, place, steps, clock)
+        callbacks.append(sampler)
         print(record.header(run, arguments, place, steps), flush=True)
-    if arguments.run.shard:
-        model = sharded(model, place.output, place.checkpoint)
-    trainer = PretrainTrainer(model, data, tokenizer, arguments, callbacks)
-    if 0 < training.max_steps <= steps and place.checkpoint is not None:
-        _load_finished(trainer, place.checkpoint)
-    else:
-        try:
+    status = 1
+    try:
+        if arguments.run.shard:
+            model = sharded(model, place.output, place.checkpoint)
+        trainer = trainer_class(model, data, tokenizer, arguments, callbacks)
+        if 0 < training.max_steps <= steps and place.checkpoint is not None:
+            _load_finished(trainer, place.checkpoint)
+        else:
             trainer.train(resume_from_checkpoint=None if place.checkpoint is None else str(place.checkpoint))
-        except KeyboardInterrupt:
-            if training.should_save:
-                print("\n" + record.interruption(place.output), file=sys.stderr)
-            raise
-    return _finish(trainer, arguments, run, place, clock)
+        results = _finish(trainer, arguments, run, place, clock, sampler)
+        status = 0
+    except KeyboardInterrupt:
+        if training.should_save:
+            print("\n" + record.interruption(arguments, place.output), file=sys.stderr)
+        raise
+    finally:
+        if logged is not None:
+            logged.finish(status)
+    return results
+
+
+def _wandb_run(arguments: Arguments, place: folders.Place, run: dict[str, Any]) -> WandbRun:
+    training = arguments.training
+    continued = place.checkpoint is not None and place.checkpoint.parent == place.output
+    kept = {key: value for key, value in run.items() if key not in ("routing", "arguments", "model_config")}
+    return WandbRun(place.output, wanted="wandb" in training.report_to, continued=continued, name=training.run_name,
+                    config={"orthoopt": kept})  # fmt: skip
+
+
+def _sampler(arguments: Arguments, place: folders.Place, steps: int, clock: TrainingClock) -> Sampler:
+    """samples.jsonl, continued after the checkpoint's step."""
+    keep = [] if place.checkpoint is None else report.read_metrics(place.checkpoint.parent / SAMPLES, up_to=steps)
+    return Sampler(place.output / SAMPLES, clock, every=arguments.run.sample_steps, prompt=arguments.run.sample_prompt,
+                   length=arguments.data.block_size, seed=arguments.training.seed, keep=keep)  # fmt: skip
 
 
 def _quiet(training: PretrainArguments) -> None:
@@ -136,7 +197,7 @@ def _agree(training: PretrainArguments, arguments: Arguments) -> folders.Place:
     return chosen[0]
 
 
-def _load_data(arguments: Arguments) -> tuple[Corpus, PreTrainedTokenizerFast, PretrainData]:
+def load_data(arguments: Arguments) -> tuple[Corpus, PreTrainedTokenizerFast, PretrainData]:
     """Corpus, tokenizer, blocks; the first process of each machine makes what is not cached, others wait."""
     options, training = arguments.data, arguments.training
     cache = cache_root(options.cache_dir)
@@ -163,11 +224,12 @@ def _check_same_run(place: folders.Place, run: dict[str, Any]) -> None:
     if earlier is None:
         return
     before, now = earlier.get("plan_file"), run["plan_file"]
-    for key in ("plan", "model", "parameters", "corpus"):
+    for key in ("plan", "model", "parameters", "corpus", "finetune"):
         if key == "plan" and before and now:
             continue  # what the files say counts, not where they are
-        if earlier.get(key) != run[key]:
-            raise RecipeError(f"{place.checkpoint} was made with {key} {earlier.get(key)!r}, this run has {run[key]!r}")
+        if earlier.get(key) != run.get(key):
+            then, here = earlier.get(key), run.get(key)
+            raise RecipeError(f"{place.checkpoint} was made with {key} {then!r}, this run has {here!r}")
     for key in ("roles", "patterns") if before and now else ():
         if before[key] != now[key]:
             changed = _difference(before[key], now[key])
@@ -217,6 +279,7 @@ def _finish(
     run: dict[str, Any],
     place: folders.Place,
     clock: TrainingClock,
+    sampler: Sampler | None,
 ) -> dict[str, Any]:
     """Evaluate, write results, curve, sample and model, and say where they are."""
     training, output = arguments.training, place.output
@@ -226,6 +289,7 @@ def _finish(
     rows = report.read_metrics(output / report.METRICS)
     results = {
         "eval_loss": metrics["eval_loss"],
+        "eval_perplexity": metrics["eval_perplexity"],
         "eval_bits_per_byte": metrics["eval_bits_per_byte"],
         "train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
         "steps": trainer.state.global_step,
@@ -233,6 +297,7 @@ def _finish(
         "train_seconds": clock.seconds,
         # Of the whole run: a resumed one has not seen its first part.
         "optimizer_seconds": None if place.checkpoint else trainer.role_metrics.optimizer_seconds,
+        **record.beginning(rows),
         **{key: run[key] for key in record.RESULT_KEYS},
     }
     if not training.should_save:
@@ -244,12 +309,9 @@ def _finish(
     if arguments.run.generate_sample and not (
         arguments.run.shard or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     ):
+        assert sampler is not None
         model = trainer.accelerator.unwrap_model(trainer.model)
-        tokenizer = trainer.processing_class
-        length = arguments.data.block_size
-        sample = report.generate_sample(
-            model, tokenizer, arguments.run.sample_prompt, length=length, seed=training.seed
-        )
+        sample = sampler.write(model, trainer.processing_class, trainer.state)
         write_atomically(output / report.SAMPLE, (sample + "\n").encode())
     print(record.footer(results, arguments, output, drawn=drawn, sample=sample), flush=True)
     return results

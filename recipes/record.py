@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from orthoopt.recipes.corpus import Corpus
 from orthoopt.recipes.data import PretrainData
 from orthoopt.recipes.errors import RecipeError
 from orthoopt.recipes.folders import Place, last_checkpoint
+from orthoopt.recipes.reproduce import run_command
+from orthoopt.recipes.schedules import describe_schedule
 
 RESULT_KEYS = (
     "plan",
@@ -135,6 +136,7 @@ def header(run: dict[str, Any], arguments: Arguments, place: Place, steps: int) 
         *([("rules", ", ".join(f"{rule}: {number} tensors" for rule, number in rules.most_common()))] if rules else []),
         ("training", f"{length} of {batch} x {block}{total}, seed {run['seed']}, on {run['device']}"
                      + (f" x {run['world_size']}" if run["world_size"] > 1 else "")),
+        ("schedule", _schedule(arguments)),
         ("output", str(place.output)),
     ]  # fmt: skip
     if place.checkpoint is not None:
@@ -152,6 +154,7 @@ def footer(results: dict[str, Any], arguments: Arguments, output: Path, *, drawn
         seconds += f", {results['optimizer_seconds']:.0f} s of it in the optimizer"
     lines = [
         ("validation", loss),
+        *_changes(results),
         ("training", f"{results['steps']} steps, {results['tokens']:,} tokens in {seconds}"),
         ("loss curve", str(output / report.CURVE) if drawn else "not drawn: matplotlib is not installed"),
         ("metrics", f"{output / report.METRICS} and {report.RESULTS}, {report.RUN} beside it"),
@@ -161,23 +164,56 @@ def footer(results: dict[str, Any], arguments: Arguments, output: Path, *, drawn
     checkpoint = last_checkpoint(output)
     if checkpoint is not None:
         lines.append(("checkpoint", str(checkpoint)))
-        lines.append(("resume", f"{_resume_command(output)}  (with this run's other options)"))
+        lines.append(("resume", _resume_command(arguments, output)))
+    lines.append(("again", run_command(arguments, output)))
     text = _table(lines)
     if sample is not None:
         text += f"\n\nsample, in {output / report.SAMPLE}\n" + "\n".join(f"  | {line}" for line in sample.splitlines())
     return "\n" + text
 
 
-def interruption(output: Path) -> str:
+def _schedule(arguments: Arguments) -> str:
+    training, run = arguments.training, arguments.run
+    total = training.max_steps if training.max_steps > 0 else None
+    text = describe_schedule(str(training.lr_scheduler_type.value), total, training.warmup_steps,
+                             decay_fraction=run.decay_fraction, min_lr_ratio=run.min_lr_ratio)  # fmt: skip
+    if training.lr_scheduler_kwargs:
+        text += f", with {training.lr_scheduler_kwargs}"
+    return text if run.vector_schedule is None else f"{text}; vectors {run.vector_schedule}"
+
+
+def beginning(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a run whose first step came after an evaluation: the losses before it, and of other text at both ends."""
+    evaluations = [row for row in rows if "eval_loss" in row]
+    if not evaluations or evaluations[0]["step"] != 0:
+        return {}
+    first, last = evaluations[0], evaluations[-1]
+    before = {key: first[key] for key in ("eval_loss", "eval_bits_per_byte")}
+    also = {"also": {"before": first["also"], "after": last["also"]}} if "also" in first and "also" in last else {}
+    return {"before": before, **also}
+
+
+def interruption(arguments: Arguments, output: Path) -> str:
     """What to do after Ctrl-C."""
     checkpoint = last_checkpoint(output)
     if checkpoint is None:
         return f"interrupted before the first checkpoint; {output} can be deleted"
-    return f"interrupted; continue from {checkpoint.name}: {_resume_command(output)}  (with this run's other options)"
+    return f"interrupted; continue from {checkpoint.name}: {_resume_command(arguments, output)}"
 
 
-def _resume_command(output: Path) -> str:
-    return shlex.join(["orthoopt", "pretrain", "--output_dir", str(output), "--resume_from_checkpoint", "auto"])
+def _resume_command(arguments: Arguments, output: Path) -> str:
+    return run_command(arguments, output, "--output_dir", str(output), "--resume_from_checkpoint", "auto")
+
+
+def _changes(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """What training changed, where the losses before it are known."""
+    if "before" not in results:
+        return []
+    lines = [("before", f"{results['before']['eval_loss']:.4f} nats per token")]
+    if "also" in results:
+        before, after = (results["also"][when]["loss"] for when in ("before", "after"))
+        lines.append(("old text", f"{before:.4f} before, {after:.4f} after: {after - before:+.4f} nats per token"))
+    return lines
 
 
 def _table(lines: list[tuple[str, str]]) -> str:

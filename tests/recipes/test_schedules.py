@@ -13,7 +13,7 @@ from transformers import get_scheduler
 
 from orthoopt.recipes import pretrain
 from orthoopt.recipes.errors import RecipeError
-from orthoopt.recipes.schedules import VECTOR_SCHEDULES, with_vector_schedule
+from orthoopt.recipes.schedules import VECTOR_SCHEDULES, describe_schedule, with_minimum, with_vector_schedule
 
 
 def optimizer() -> torch.optim.Optimizer:
@@ -50,6 +50,41 @@ def test_vectors_follow_their_own_schedule_from_the_first_step_and_others_the_ru
 def test_every_schedule_that_is_offered_is_transformers_own(name: str) -> None:
     own = factors(get_scheduler(name, optimizer(), num_warmup_steps=3, num_training_steps=10), 10)[1]
     assert factors(with_vector_schedule(wsd(optimizer()), name, warmup_steps=3, total_steps=10), 10)[1] == own
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_a_minimum_squeezes_what_comes_after_the_warm_up(name: str) -> None:
+    plain = factors(get_scheduler(name, optimizer(), num_warmup_steps=3, num_training_steps=10), 10)[0]
+    run = get_scheduler(name, optimizer(), num_warmup_steps=3, num_training_steps=10)
+    found = factors(with_minimum(run, 0.1, warmup_steps=3), 10)
+    assert found[0] == found[1] == pytest.approx(plain[:3] + [0.1 + 0.9 * factor for factor in plain[3:]])
+    if name == "cosine":  # transformers has that one under another name
+        given = {"min_lr_rate": 0.1}
+        own = get_scheduler("cosine_with_min_lr", optimizer(), 3, 10, scheduler_specific_kwargs=given)
+        assert found[0] == pytest.approx(factors(own, 10)[0])
+
+
+def test_a_stable_phase_stays_at_the_peak_and_ends_at_the_minimum() -> None:
+    found = factors(with_minimum(wsd(optimizer()), 0.2, warmup_steps=0), 11)[0]
+    assert found == pytest.approx([1.0] * 7 + [0.8, 0.6, 0.4, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "warmup", "said"),
+    [
+        (
+            "warmup_stable_decay",
+            300,
+            20,
+            "warm-up of 20 steps, constant, down to 0.1 of the peak in the last 150 steps",
+        ),
+        ("warmup_stable_decay", 10, 0.8, "warm-up of 8 steps, constant, down to 0.1 of the peak in the last 2 steps"),
+        ("cosine", None, 0.05, "warm-up of 0.05 of the steps, cosine to 0.1 of the peak"),
+        ("constant_with_warmup", 300, 5, "warm-up of 5 steps, constant_with_warmup"),
+    ],
+)
+def test_schedules_in_words(name, steps, warmup, said) -> None:
+    assert describe_schedule(name, steps, warmup, decay_fraction=0.5, min_lr_ratio=0.1) == said
 
 
 def test_a_schedule_continues_from_its_state() -> None:
