@@ -54,6 +54,8 @@ def describe_schedule(
     else:
         warmup = math.ceil(total_steps * warmup) if warmup < 1 else int(warmup)
         steps = str(warmup)
+    if total_steps is not None and warmup >= total_steps:
+        return f"warm-up of {steps} steps, which the run's {total_steps} do not leave"
     begins = [f"warm-up of {steps} steps"] if warmup else []
     end = f"to {min_lr_ratio:g} of the peak" if min_lr_ratio else "to 0"
     if name == "warmup_stable_decay":

@@ -138,19 +138,31 @@ def test_a_run_whose_loss_is_lost_stops_and_says_what_to_try(sandbox, tmp_path, 
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-@pytest.mark.slow  # compiling takes longer than all of the other tests here
+@pytest.mark.slow  # tracing takes longer than all of the other tests here
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own compiler
-def test_a_compiled_run_has_the_same_losses_and_compiles_once(sandbox, finished, tmp_path) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_run_has_the_same_losses_and_compiles_once(backend, sandbox, tmp_path, monkeypatch) -> None:
     from torch._dynamo.utils import counters
 
-    graphs = []
-    for steps in ("4", "12"):
-        torch._dynamo.reset()
-        counters.clear()
-        flags = sandbox.flags(tmp_path / steps, "--torch_compile", "true", "--generate_sample", "false")
-        assert pretrain.main([*flags, "--max_steps", steps, "--warmup_steps", "2"]) == 0
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[0] == graphs[1] > 0
-    for compiled, eager in zip(rows_of(tmp_path / "12"), rows_of(finished.output), strict=True):
-        for key in {"loss", "eval_loss"} & set(eager):
-            assert compiled[key] == pytest.approx(eager[key], rel=1e-3)  # fused sums, over 12 steps
+    torch._dynamo.reset()
+    counters.clear()
+    graphs = {}
+    on_step_end = TrainingClock.on_step_end
+
+    def count(self, args, state, control, **kwargs):
+        on_step_end(self, args, state, control, **kwargs)
+        graphs[state.global_step] = counters["stats"]["unique_graphs"]
+
+    monkeypatch.setattr(TrainingClock, "on_step_end", count)
+    few = ["--model_overrides", "num_hidden_layers=1,hidden_size=32,intermediate_size=64,head_dim=16",
+           "--max_steps", "8", "--generate_sample", "false", "--save_strategy", "no"]  # fmt: skip
+    assert pretrain.main(sandbox.flags(tmp_path / "eager", *few)) == 0
+    assert graphs.pop(8) == 0
+    compiled = ["--torch_compile", "true", "--torch_compile_backend", backend]
+    assert pretrain.main(sandbox.flags(tmp_path / "compiled", *few, *compiled)) == 0
+    # The first step and the first evaluation, after step 4, compile; no step after them does.
+    assert 0 < graphs[1] == graphs[4] and graphs[5] == graphs[8]
+    for one, other in zip(rows_of(tmp_path / "compiled"), rows_of(tmp_path / "eager"), strict=True):
+        for key in {"loss", "eval_loss"} & set(other):
+            assert one[key] == pytest.approx(other[key], rel=1e-3)  # fused sums, over 8 steps

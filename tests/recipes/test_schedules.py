@@ -80,6 +80,7 @@ def test_a_stable_phase_stays_at_the_peak_and_ends_at_the_minimum() -> None:
         ),
         ("warmup_stable_decay", 10, 0.8, "warm-up of 8 steps, constant, down to 0.1 of the peak in the last 2 steps"),
         ("cosine", None, 0.05, "warm-up of 0.05 of the steps, cosine to 0.1 of the peak"),
+        ("cosine", 4, 20, "warm-up of 20 steps, which the run's 4 do not leave"),
         ("constant_with_warmup", 300, 5, "warm-up of 5 steps, constant_with_warmup"),
     ],
 )
