@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SaveStrategy, SchedulerType
@@ -19,7 +19,8 @@ from orthoopt.hf import OptimizerFactory
 from orthoopt.recipes import sharding
 from orthoopt.recipes.arguments import Arguments, PretrainArguments
 from orthoopt.recipes.callbacks import RoleMetrics
-from orthoopt.recipes.data import PretrainData, collate
+from orthoopt.recipes.data import PretrainData
+from orthoopt.recipes.feed import FedTrainer
 from orthoopt.recipes.schedules import with_vector_schedule
 
 
@@ -35,7 +36,7 @@ def _saves_what_is_sharded(training: PretrainArguments, shard: bool) -> Iterator
         training.save_strategy = chosen
 
 
-class PretrainTrainer(Trainer):
+class PretrainTrainer(FedTrainer):
     """transformers' Trainer on packed blocks, with the optimizer that a plan gives the model."""
 
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
@@ -79,7 +80,7 @@ class PretrainTrainer(Trainer):
         super().__init__(
             model=model,
             args=training,
-            data_collator=collate,
+            data_collator=data.collate,
             train_dataset=data.train,
             eval_dataset=data.validation,
             processing_class=tokenizer,
@@ -152,7 +153,8 @@ class PretrainTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what each role did to a training log and bits per byte to an evaluation; leave out speeds."""
         if "eval_loss" in logs:
-            logs["eval_bits_per_byte"] = self.validation_blocks.bits_per_byte(logs["eval_loss"])
+            bits = self.validation_blocks.bits_per_byte(logs["eval_loss"])
+            logs |= {} if bits is None else {"eval_bits_per_byte": bits}
         elif "loss" in logs:
             logs.update(self.role_metrics.latest)
         super().log(logs)
