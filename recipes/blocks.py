@@ -27,13 +27,13 @@ class JoinedTokens:
     def __getitem__(self, place: slice) -> np.ndarray:
         """The tokens from `place.start` to `place.stop`, as int64."""
         start, stop, _ = place.indices(len(self))
-        parts = []
+        parts: list[np.ndarray] = []
         while start < stop:
             which = int(np.searchsorted(self.ends, start, side="right"))
             first = int(self.ends[which]) - len(self.rows[which])
             parts.append(self.rows[which][start - first : stop - first].astype(np.int64))
             start += len(parts[-1])
-        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
 
 class TokenBlocks(Dataset[dict[str, Tensor]]):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from orthoopt.recipes.blocks import TokenBlocks, ValidationBlocks
+from orthoopt.recipes.blocks import JoinedTokens, TokenBlocks, ValidationBlocks
 from orthoopt.recipes.corpus import Corpus
 from orthoopt.recipes.encoding import encode, encoded, take_tokens, token_bytes
 from orthoopt.recipes.errors import RecipeError
@@ -87,6 +87,8 @@ def prepare_data(
     if document_boundaries and end_of_text is None:
         raise RecipeError("--document_boundaries needs a tokenizer with an end-of-text token")
     train: Any
+    row: np.ndarray | JoinedTokens
+    tokens: np.ndarray | JoinedTokens
     sizes: np.ndarray | None
     if corpus.streaming:
         tokens, sizes = _held_out(corpus.validation, tokenizer, block_size * eval_blocks)

@@ -124,8 +124,9 @@ def test_a_run_with_boundaries_scores_the_mean_over_scored_tokens(sandbox, tmp_p
              for path in sorted(sandbox.corpus.rglob("*.txt")) for number in range(0, 60, 3)]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     flags = sandbox.flags(tmp_path / "run", "--data", str(tmp_path / "rows.jsonl"), "--streaming", "true")
-    flags += "--document_boundaries true --max_steps 3 --logging_steps 1 --eval_steps 3 --save_steps 3".split()
-    flags += "--per_device_eval_batch_size 5 --generate_sample false".split()
+    flags += ["--document_boundaries", "true", "--per_device_eval_batch_size", "5", "--generate_sample", "false"]
+    for option, number in (("max_steps", 3), ("logging_steps", 1), ("eval_steps", 3), ("save_steps", 3)):
+        flags += [f"--{option}", str(number)]
     assert pretrain.main(flags) == 0
     output = tmp_path / "run"
     result = json.loads((output / "results.json").read_text())
