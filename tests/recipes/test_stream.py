@@ -19,6 +19,7 @@ from orthoopt.recipes import hub, pretrain
 from orthoopt.recipes.arguments import DataArguments
 from orthoopt.recipes.blocks import TokenBlocks
 from orthoopt.recipes.corpus import Corpus, CorpusInfo, load_corpus
+from orthoopt.recipes.data import prepare_data
 from orthoopt.recipes.encoding import encode
 from orthoopt.recipes.errors import RecipeError
 from orthoopt.recipes.prefetch import Prefetched
@@ -136,6 +137,19 @@ def test_blocks_hold_the_documents_in_order(tokenizer) -> None:
     expected = [i for ids, _ in encode(epochs(order, 1)[0], tokenizer) for i in ids]
     blocks = islice(TokenStream(order, tokenizer, 16), len(expected) // 16)
     assert [i for block in blocks for i in block["input_ids"].tolist()] == expected[: len(expected) // 16 * 16]
+
+
+def test_a_prepared_stream_has_held_out_blocks_and_is_not_kept(tokenizer, tmp_path) -> None:
+    corpus = Corpus(CorpusInfo("test", None, None, None, None), Lists([documents(30)]), documents(9, 1), streaming=True)  # type: ignore[arg-type]
+    data = prepare_data(corpus, tokenizer, block_size=16, eval_blocks=3, cache=tmp_path, seed=5, shuffle_window=8)
+    expected = TokenStream(Order(Lists([documents(30)]), seed=5, window=8), tokenizer, 16)
+    assert [block["input_ids"].tolist() for block in islice(data.train, 9)] == [  # type: ignore[arg-type]
+        block["input_ids"].tolist() for block in islice(expected, 9)
+    ]
+    assert len(data.validation) == 3 and data.train_tokens is None and not list(tmp_path.iterdir())
+    with pytest.raises(RecipeError, match="the held-out text holds 0 tokens"):
+        nothing = Corpus(corpus.info, corpus.train, [], streaming=True)
+        prepare_data(nothing, tokenizer, block_size=16, eval_blocks=3, cache=tmp_path)
 
 
 def test_another_order_is_refused_by_name(tokenizer) -> None:
