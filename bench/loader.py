@@ -112,8 +112,9 @@ def measure(options: argparse.Namespace, device: torch.device, folder: Path) -> 
         "machine": machine.describe(device),
         "settings": {
             "data": whole.info.to_dict(), "megabytes": options.megabytes, "tokens": len(tokens),
-            "block_size": options.block_size, "batch": options.batch, "batches": options.batches, "repeats": options.repeats,
-            "vocabulary": len(tokenizer), "model": "the default recipe's", "optimizer": "Symmetry",
+            "block_size": options.block_size, "batch": options.batch, "batches": options.batches,
+            "repeats": options.repeats, "vocabulary": len(tokenizer),
+            "model": "the default recipe's", "optimizer": "Symmetry",
         },
         "correct": correct,
         "rates": rows,

@@ -241,7 +241,8 @@ def run(monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> tuple[list[list[in
     return batches, [line for line in lines if "loss" in line]
 
 
-LEAN = ["--eval_strategy", "no", "--generate_sample", "false", "--save_final", "false", "--logging_steps", "1"]
+LEAN = ["--eval_strategy", "no", "--generate_sample", "false", "--save_final", "false", "--logging_steps", "1",
+        "--save_total_limit", "30"]  # fmt: skip
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
