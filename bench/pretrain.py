@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None, *, command: Sequence[str] | None = N
         print(f"orthoopt bench pretrain: {error}", file=sys.stderr)
         return 1
     timings = {} if options.no_timing else _time(options, runner, trained, prepared)
-    result: dict[str, Any] = {"bench": "pretrain", "machine": machine.describe(), "settings": _settings(options, runner)}
-    result |= compare(trained, options.reference, timings, options.against)
+    made = {"bench": "pretrain", "machine": machine.describe(), "settings": _settings(options, runner)}
+    result: dict[str, Any] = made | compare(trained, options.reference, timings, options.against)
     folder = results_folder(options.out)
     name = f"{options.name}_{result['device'].partition(':')[0]}"
     written = write_json(folder / f"{name}.json", result)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from orthoopt.bench.allocations import forget_workspaces, peak_extra_bytes
 from orthoopt.bench.timing import Runner, Stopwatch, repeats_within, summarize, time_interleaved
 from orthoopt.recipes.arguments import Arguments
-from orthoopt.recipes.data import PretrainData, collate
+from orthoopt.recipes.data import PretrainData
 from orthoopt.recipes.trainer import optimizer_factory
 
 _WARM_UP, _MOST_REPEATS = 3, 60
@@ -39,7 +39,7 @@ def time_arms(
     device = torch.device(training.device)
     model.to(device).train()
     blocks = [data.train[i] for i in range(training.per_device_train_batch_size)]
-    batch = {name: tensor.to(device) for name, tensor in collate(blocks).items()}
+    batch = {name: tensor.to(device) for name, tensor in data.collate(blocks).items()}
     stopwatch = Stopwatch(device)
 
     def forward_backward() -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 _BENCHES = {
+    "loader": "tokens per second of reading, encoding and packing, beside those of a model",
     "step": "one optimizer step of each optimizer on real shapes, timed in one process",
     "orthogonalize": "forms of the iteration and methods of orthogonalize by shape, timed in one process",
     "memory": "peak memory of a step beside its stated need, and state beside AdamW's on real models",
@@ -24,6 +25,7 @@ _USAGE = """usage: orthoopt COMMAND ...
   pretrain [CONFIG] [--key value]    train a language model; without CONFIG a small one on the embedded corpus
   finetune MODEL [--key value]       fine-tune a local checkpoint, all of it or LoRA adapters
   compare RUN RUN ...                draw finished runs over each other, here and as PNG
+  tokenize FOLDER [CONFIG]           encode a recipe's corpus once, for pretrain --data tokens:FOLDER
   bench BENCH                        measure; orthoopt bench lists what there is
   fit-coefficients ROWS COLS         Newton-Schulz coefficients for matrices of one shape (ROOT's AdaNewton)
 
@@ -47,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run("orthoopt.recipes.finetune", "recipes", rest)
     if command == "compare":
         return _run("orthoopt.recipes.compare", "recipes", rest)
+    if command == "tokenize":
+        return _run("orthoopt.recipes.tokenize_command", "recipes", rest)
     if command == "bench":
         return _bench(rest)
     if command == "fit-coefficients":

@@ -165,11 +165,10 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:
-            self._say(
-                f"{_place(state)}: validation loss "
-                f"{logs['eval_loss']:.4f}, {logs['eval_bits_per_byte']:.4f} bits per byte"
-                + (f"; old text {logs['also/loss']:.4f}" if "also/loss" in logs else "")
-            )
+            bits = logs.get("eval_bits_per_byte")  # unknown where nobody counted bytes
+            known = "" if bits is None else f", {bits:.4f} bits per byte"
+            also = f"; old text {logs['also/loss']:.4f}" if "also/loss" in logs else ""
+            self._say(f"{_place(state)}: validation loss {logs['eval_loss']:.4f}{known}{also}")
             self._shown["validation"] = f"{logs['eval_loss']:.3f}"
         elif "loss" in logs:
             self._shown["loss"] = f"{logs['loss']:.3f}"

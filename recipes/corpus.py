@@ -13,10 +13,13 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orthoopt.recipes.arguments import DataArguments
 from orthoopt.recipes.errors import RecipeError
+
+if TYPE_CHECKING:
+    from orthoopt.recipes.token_files import TokenFiles
 
 # Folders of the standard library that are tests, other people's packages, or gone in later releases.
 _NOT_SOURCE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
@@ -49,20 +52,21 @@ class CorpusInfo:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train on and documents held out; both can be iterated more than once."""
+    """Documents to train on and documents held out; both can be iterated more than once.
+
+    Those of a stream to train on are also in shards, for :class:`orthoopt.recipes.stream.Order`. A corpus of tokens
+    has no documents.
+    """
 
     info: CorpusInfo
     train: Iterable[str]
     validation: Iterable[str]
     streaming: bool = False
+    tokens: TokenFiles | None = None
 
 
-def load_corpus(arguments: DataArguments, *, seed: int = 0) -> Corpus:
-    """Find the corpus that `--data` names.
-
-    `seed` orders a stream's shuffle buffer and nothing else. Raises `RecipeError` when there is nothing
-    there.
-    """
+def load_corpus(arguments: DataArguments) -> Corpus:
+    """Find the corpus that `--data` names. Raises `RecipeError` when there is nothing there."""
     name = arguments.data
     fraction = arguments.validation_fraction
     if name == "builtin:stdlib":
@@ -71,13 +75,17 @@ def load_corpus(arguments: DataArguments, *, seed: int = 0) -> Corpus:
         raise RecipeError(f"--data {name!r}: the only builtin corpus is 'builtin:stdlib'")
     if name.startswith("text:"):
         return text_corpus(Path(name.removeprefix("text:")), fraction)
+    if name.startswith("tokens:"):
+        from orthoopt.recipes.token_files import token_corpus
+
+        return token_corpus(arguments)
     path = Path(name)
     if not path.exists() and (path.suffix in (".txt", *_DATASET_SUFFIXES) or name.startswith((".", "/", "~"))):
         raise RecipeError(f"--data {name}: there is no such file or folder")
     if path.suffix in _DATASET_SUFFIXES or (path.is_dir() and _dataset_files(path)) or not path.exists():
         from orthoopt.recipes.hub import dataset_corpus
 
-        return dataset_corpus(arguments, _dataset_files(path), seed=seed)
+        return dataset_corpus(arguments, _dataset_files(path))
     return text_corpus(path, fraction)
 
 

@@ -9,15 +9,70 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthoopt.recipes.arguments import DataArguments
-from orthoopt.recipes.corpus import Corpus, CorpusInfo, hold_out
+from orthoopt.recipes.corpus import Corpus, CorpusInfo, hold_out, share
 from orthoopt.recipes.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
     import datasets
 
 _READ_BATCH = 1000  # rows read at once
-_SHUFFLE_BUFFER = 10_000  # rows of a stream among which the next is drawn
-_STREAM_VALIDATION_ROWS = 1000  # first rows of a stream that are held out when it has no validation split
+
+
+class DatasetShards:
+    """The texts of a streamed dataset's shards, without empty rows and without those that are held out.
+
+    Iterated, it yields all of them in the dataset's own order. `held_out` is the share of documents left out, by the
+    hash that holds out rows of a table too, or None if the dataset has a split for that.
+    """
+
+    def __init__(self, rows: Any, column: str, held_out: float | None = None) -> None:
+        self.rows, self.column, self.held_out = rows.select_columns([column]), column, held_out
+
+    def __len__(self) -> int:
+        return int(self.rows.num_shards)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(DatasetShard(self.rows, self))
+
+    def open(self, index: int, place: dict[str, Any] | None = None) -> DatasetShard:
+        """One shard, from its beginning or from what its `place()` was."""
+        rows = self.rows.shard(num_shards=len(self), index=index)
+        if place is not None:
+            rows.load_state_dict(place)
+        return DatasetShard(rows, self)
+
+    def is_held_out(self, text: str) -> bool:
+        """Whether a document is not trained on; equal documents are all held out or none."""
+        return self.held_out is not None and share(_key(text)) < self.held_out
+
+
+class DatasetShard:
+    """The training texts of some rows, which know how far they were read."""
+
+    def __init__(self, rows: Any, shards: DatasetShards) -> None:
+        self.rows, self.shards = rows, shards
+
+    def __iter__(self) -> Iterator[str]:
+        for row in self.rows:
+            text = row[self.shards.column]
+            if text and not self.shards.is_held_out(text):
+                yield text
+
+    def place(self) -> dict[str, Any]:
+        """Where the row after the last one that was read begins."""
+        return self.rows.state_dict()
+
+
+class HeldOut:
+    """The texts that a dataset's shards leave out."""
+
+    def __init__(self, shards: DatasetShards) -> None:
+        self.shards = shards
+
+    def __iter__(self) -> Iterator[str]:
+        for text in TextColumn(self.shards.rows, self.shards.column):
+            if self.shards.is_held_out(text):
+                yield text
 
 
 class TextColumn:
@@ -31,7 +86,7 @@ class TextColumn:
             yield from (text for text in batch[self.column] if text)
 
 
-def dataset_corpus(arguments: DataArguments, files: list[Path], *, seed: int) -> Corpus:
+def dataset_corpus(arguments: DataArguments, files: list[Path]) -> Corpus:
     """Load a dataset by name, or from local JSONL or Parquet `files`.
 
     The digest reads every row once. Raises `RecipeError` when `datasets` is not installed, or the dataset, a
@@ -62,7 +117,7 @@ def dataset_corpus(arguments: DataArguments, files: list[Path], *, seed: int) ->
     validation = None if held_name is None else _split(splits, held_name, "validation_split")
     name = Path(arguments.data).name if files else "/".join(filter(None, (arguments.data, arguments.data_config)))
     if arguments.streaming:
-        return _stream(name, train, validation, arguments.text_column, seed)
+        return _stream(name, train, validation, arguments)
     return _table(name, train, validation, arguments)
 
 
@@ -71,7 +126,7 @@ def _table(name: str, train: datasets.Dataset, validation: datasets.Dataset | No
     digest, keys, size = hashlib.sha256(), [], 0
     for text in _all_rows(train, column):
         size += _add(digest, text)
-        keys.append(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
+        keys.append(_key(text))
     rows = len(keys)
     if validation is None:
         held = hold_out(keys, arguments.validation_fraction)
@@ -86,14 +141,17 @@ def _table(name: str, train: datasets.Dataset, validation: datasets.Dataset | No
     return Corpus(info, TextColumn(kept, column), TextColumn(validation, column))
 
 
-def _stream(name: str, train: Any, validation: Any | None, column: str, seed: int) -> Corpus:
-    if validation is None:
-        validation, train = train.take(_STREAM_VALIDATION_ROWS), train.skip(_STREAM_VALIDATION_ROWS)
-    else:
-        validation = validation.take(_STREAM_VALIDATION_ROWS)
-    train = train.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-    info = CorpusInfo(name, None, None, None, None)
-    return Corpus(info, TextColumn(train, column), TextColumn(validation, column), streaming=True)
+def _stream(name: str, train: Any, validation: Any | None, arguments: DataArguments) -> Corpus:
+    """The same documents are held out as when the dataset is not streamed."""
+    column = arguments.text_column
+    shards = DatasetShards(train, column, None if validation is not None else arguments.validation_fraction)
+    held = HeldOut(shards) if validation is None else TextColumn(validation, column)
+    return Corpus(CorpusInfo(name, None, None, None, None), shards, held, streaming=True)
+
+
+def _key(text: str) -> str:
+    """What decides whether a row is held out."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _all_rows(rows: Any, column: str) -> Iterator[str]:

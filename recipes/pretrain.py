@@ -33,11 +33,14 @@ from orthoopt.recipes.corpus import Corpus, load_corpus
 from orthoopt.recipes.data import PretrainData, prepare_data
 from orthoopt.recipes.errors import RecipeError, TrainingStopped, nearest
 from orthoopt.recipes.models import build_model
+from orthoopt.recipes.packing import check_boundaries
 from orthoopt.recipes.sampling import SAMPLES, Sampler
 from orthoopt.recipes.sharding import sharded
 from orthoopt.recipes.tokenizer import cache_root, load_tokenizer, write_atomically
 from orthoopt.recipes.trainer import PretrainTrainer
 from orthoopt.recipes.wandb_run import WandbRun
+
+_BATCHES_AHEAD = 32  # of a stream, made while the model trains
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +68,7 @@ def pretrain(arguments: Arguments) -> dict[str, Any]:
 
     Raises `RecipeError` for anything the user can mend.
     """
+    training = arguments.training
     place = prepare(arguments)
     corpus, tokenizer, data = load_data(arguments)
     model = build_model(
@@ -72,8 +76,10 @@ def pretrain(arguments: Arguments) -> dict[str, Any]:
         arguments.model_overrides,
         tokenizer,
         block_size=arguments.data.block_size,
-        seed=arguments.training.seed,
+        seed=training.seed,
     )
+    if arguments.data.document_boundaries:
+        check_boundaries(model, max(training.per_device_train_batch_size, training.per_device_eval_batch_size))
     run = record.describe_run(arguments, corpus, tokenizer, data, model)
     return train(arguments, place, run, tokenizer, data, model)
 
@@ -202,8 +208,7 @@ def load_data(arguments: Arguments) -> tuple[Corpus, PreTrainedTokenizerFast, Pr
     options, training = arguments.data, arguments.training
     cache = cache_root(options.cache_dir)
     with training.main_process_first(desc="encoding the corpus"):
-        data_seed = training.seed if training.data_seed is None else training.data_seed
-        corpus = load_corpus(options, seed=data_seed)
+        corpus = load_corpus(options)
         tokenizer = load_tokenizer(options.tokenizer, corpus, vocab_size=options.vocab_size, cache=cache)
         data = prepare_data(
             corpus,
@@ -212,6 +217,11 @@ def load_data(arguments: Arguments) -> tuple[Corpus, PreTrainedTokenizerFast, Pr
             eval_blocks=options.eval_blocks,
             cache=cache,
             shares=training.world_size,
+            share=training.process_index,
+            seed=training.seed if training.data_seed is None else training.data_seed,
+            shuffle_window=options.shuffle_window,
+            prefetch=_BATCHES_AHEAD * training.per_device_train_batch_size,
+            document_boundaries=options.document_boundaries,
         )
     return corpus, tokenizer, data
 
@@ -290,7 +300,7 @@ def _finish(
     results = {
         "eval_loss": metrics["eval_loss"],
         "eval_perplexity": metrics["eval_perplexity"],
-        "eval_bits_per_byte": metrics["eval_bits_per_byte"],
+        "eval_bits_per_byte": metrics.get("eval_bits_per_byte"),
         "train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
         "steps": trainer.state.global_step,
         "tokens": trainer.state.num_input_tokens_seen,

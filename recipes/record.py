@@ -130,7 +130,7 @@ def header(run: dict[str, Any], arguments: Arguments, place: Place, steps: int) 
     lines = [
         ("model", f"{run['model']}, {run['parameters']:,} parameters"),
         ("corpus", f"{source}: {tokens}, vocabulary {run['vocabulary']:,}"),
-        ("held out", f"{run['scored']['blocks']} blocks, {run['scored']['bytes']:,} bytes scored"),
+        ("held out", f"{run['scored']['blocks']} blocks, {_scored(run['scored'])} scored"),
         ("optimizer" if run["optimizer"] else "plan",
          f"{run['optimizer'] or run['plan']}, lr {run['learning_rate']:g}, weight decay {run['weight_decay']:g}"),
         *([("rules", ", ".join(f"{rule}: {number} tensors" for rule, number in rules.most_common()))] if rules else []),
@@ -148,7 +148,9 @@ def header(run: dict[str, Any], arguments: Arguments, place: Place, steps: int) 
 
 def footer(results: dict[str, Any], arguments: Arguments, output: Path, *, drawn: bool, sample: str | None) -> str:
     """The result, and where everything is."""
-    loss = f"{results['eval_loss']:.4f} nats per token, {results['eval_bits_per_byte']:.4f} bits per byte"
+    loss = f"{results['eval_loss']:.4f} nats per token"
+    if results["eval_bits_per_byte"] is not None:
+        loss += f", {results['eval_bits_per_byte']:.4f} bits per byte"
     seconds = f"{results['train_seconds']:.0f} s"
     if results["optimizer_seconds"] is not None:
         seconds += f", {results['optimizer_seconds']:.0f} s of it in the optimizer"
@@ -170,6 +172,11 @@ def footer(results: dict[str, Any], arguments: Arguments, output: Path, *, drawn
     if sample is not None:
         text += f"\n\nsample, in {output / report.SAMPLE}\n" + "\n".join(f"  | {line}" for line in sample.splitlines())
     return "\n" + text
+
+
+def _scored(scored: dict[str, int | None]) -> str:
+    """In bytes, or in tokens where nobody counted bytes."""
+    return f"{scored['tokens']:,} tokens" if scored["bytes"] is None else f"{scored['bytes']:,} bytes"
 
 
 def _schedule(arguments: Arguments) -> str:

@@ -28,8 +28,13 @@ def cache_root(cache_dir: str | None) -> Path:
 def load_tokenizer(name: str | None, corpus: Corpus, *, vocab_size: int, cache: Path) -> PreTrainedTokenizerFast:
     """Load tokenizer `name`, or the corpus's own BPE of `vocab_size` tokens, trained if not yet in `cache`.
 
-    Raises `RecipeError` when `name` cannot be loaded or has no Rust backend, which token byte counts need.
+    A corpus of tokens brings the tokenizer that made them, if it is known. Raises `RecipeError` when it is not, or
+    `name` cannot be loaded or has no Rust backend, which token byte counts need.
     """
+    if name is None and corpus.tokens is not None:
+        name = corpus.tokens.tokenizer
+        if name is None:
+            raise RecipeError(f"--data {corpus.info.name} does not say whose tokens they are: give --tokenizer")
     if name is None:
         return _wrap(trained_bpe(corpus, vocab_size=vocab_size, cache=cache))
     try:

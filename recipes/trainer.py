@@ -14,7 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SaveStrategy, SchedulerType
@@ -23,8 +23,9 @@ from orthoopt.hf import OptimizerFactory
 from orthoopt.recipes import sharding
 from orthoopt.recipes.arguments import Arguments, PretrainArguments
 from orthoopt.recipes.callbacks import RoleMetrics, TrainingClock
-from orthoopt.recipes.data import PretrainData, collate
+from orthoopt.recipes.data import PretrainData
 from orthoopt.recipes.errors import TrainingStopped
+from orthoopt.recipes.feed import FedTrainer
 from orthoopt.recipes.optimizers import NamedOptimizer
 from orthoopt.recipes.schedules import decay_steps, with_minimum, with_vector_schedule
 from orthoopt.recipes.speed import Speed, perplexity
@@ -52,7 +53,7 @@ def optimizer_factory(arguments: Arguments) -> tuple[type, dict[str, Any]]:
     return OptimizerFactory, rates | options
 
 
-class PretrainTrainer(Trainer):
+class PretrainTrainer(FedTrainer):
     """transformers' Trainer on packed blocks, with the optimizer that a plan gives the model."""
 
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
@@ -93,7 +94,7 @@ class PretrainTrainer(Trainer):
         super().__init__(
             model=model,
             args=training,
-            data_collator=collate,
+            data_collator=data.collate,
             train_dataset=data.train,
             eval_dataset=data.validation,
             processing_class=tokenizer,
@@ -188,7 +189,8 @@ class PretrainTrainer(Trainer):
         seen = None
         if "eval_loss" in logs:
             logs["eval_perplexity"] = perplexity(logs["eval_loss"])
-            logs["eval_bits_per_byte"] = self.validation_blocks.bits_per_byte(logs["eval_loss"])
+            bits = self.validation_blocks.bits_per_byte(logs["eval_loss"])
+            logs |= {} if bits is None else {"eval_bits_per_byte": bits}
         elif "loss" in logs:
             self.clock.tick()
             seen = self.loss_watch.since_last(self.accelerator.gather)

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast
 
 from orthoopt.recipes.corpus import Corpus, CorpusInfo
 from orthoopt.recipes.data import (
-    TokenStream,
     ValidationBlocks,
     collate,
     encode,
@@ -27,9 +26,9 @@ from orthoopt.recipes.tokenizer import END_OF_TEXT, cache_root, load_tokenizer, 
 TEXTS = [f"def f{i}(x):\n    return x * {i} + naïve[{i % 7}]  # 東京 🎈\n" * 3 for i in range(40)]
 
 
-def corpus_of(texts: list[str], digest: str | None = "0" * 64, streaming: bool = False) -> Corpus:
+def corpus_of(texts: list[str], digest: str | None = "0" * 64) -> Corpus:
     info = CorpusInfo("test", digest, len(texts), sum(len(text.encode()) for text in texts), None)
-    return Corpus(info, texts[4:], texts[:4], streaming)
+    return Corpus(info, texts[4:], texts[:4])
 
 
 @pytest.fixture(scope="module")
@@ -158,21 +157,6 @@ def test_bits_per_byte_of_a_uniform_guess(tokenizer, tmp_path) -> None:
     assert held.bits_per_byte(float(np.log(256))) == pytest.approx(8.0, rel=1e-12)
 
 
-def test_a_stream_packs_the_same_blocks_and_starts_again(tokenizer, tmp_path) -> None:
-    corpus = corpus_of(TEXTS, digest=None, streaming=True)
-    data = prepare_data(corpus, tokenizer, block_size=16, eval_blocks=3, cache=tmp_path)
-    tokens = [i for ids, _ in encode(corpus.train, tokenizer) for i in ids]
-    count = len(tokens) // 16
-    stream = iter(data.train)
-    first = [next(stream)["input_ids"].tolist() for _ in range(count)]
-    assert [i for block in first for i in block] == tokens[: count * 16]
-    assert next(stream)["input_ids"].tolist() == first[0]
-    assert len(data.validation) == 3 and data.train_tokens is None
-    assert not list(tmp_path.iterdir())  # a stream is not kept
-
-
 def test_too_little_text_is_named(tokenizer, tmp_path) -> None:
     with pytest.raises(RecipeError, match="fewer than one block of 4096"):
         prepare_data(corpus_of(TEXTS[:8]), tokenizer, block_size=4096, eval_blocks=1, cache=tmp_path)
-    with pytest.raises(RecipeError, match="fewer than block_size=4096"):
-        next(iter(TokenStream(TEXTS[:1], tokenizer, 4096)))

@@ -143,6 +143,14 @@ def test_a_wrong_config_is_named(tmp_path, text, message) -> None:
         (["defualt"], "did you mean 'default'"),
         (["--model_overrides", "a"], "key=value,key=value"),
         (["--block_size", "1"], "--block_size must be at least 2, got 1"),
+        (["--shuffle_window", "0"], "--shuffle_window must be at least 1, got 0"),
+        (["--token_dtype", "uint61"], "did you mean 'uint16'"),
+        (["--token_header_bytes", "-1"], "--token_header_bytes must be at least 0, got -1"),
+        (["--data", "text:x", "--streaming", "true"], "not for --data text:x"),
+        (
+            ["--data", "a/b", "--streaming", "true", "--dataloader_num_workers", "2"],
+            "must be 0 with --streaming, got 2",
+        ),
     ],
 )
 def test_wrong_flags_are_named(argv, message) -> None:

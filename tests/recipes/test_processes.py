@@ -143,6 +143,39 @@ def test_a_sharded_run_resumes_from_the_checkpoint_of_every_rank(tmp_path) -> No
     assert result_of(tmp_path / "run")["eval_loss"] == pytest.approx(straight["eval_loss"], abs=1e-6)
 
 
+@pytest.mark.slow  # four times two processes
+@pytest.mark.dist
+@pytest.mark.parametrize("files", [1, 3])
+def test_a_stream_on_two_ranks_resumes_at_the_place_of_each(files: int, sandbox, tmp_path) -> None:
+    """Shards of their own where there are enough, else every second document: no document twice in an epoch."""
+    (tmp_path / "rows").mkdir()
+    texts = [path.read_text()[:300] for path in sorted(sandbox.corpus.rglob("*.txt"))] * 8
+    for number in range(files):
+        rows = (json.dumps({"text": f"{number} {i} {text}"}) + "\n" for i, text in enumerate(texts))
+        (tmp_path / "rows" / f"{number}.jsonl").write_text("".join(rows))
+    common = ["--data", str(tmp_path / "rows"), "--streaming", "true", "--shuffle_window", "20", "--logging_steps", "1"]
+    common += ["--generate_sample", "false", "--save_total_limit", "30", "--save_steps", "3", "--max_steps", "7"]
+    flags = sandbox.flags(tmp_path / "straight", *common)
+    done = run_on_two(*flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checkpoint = tmp_path / "straight" / "checkpoint-3"
+    places = [json.loads((checkpoint / f"data-{rank}.json").read_text())["stream"] for rank in range(2)]
+    assert [place["process"] for place in places] == [0, 1]
+    again = [*flags, "--output_dir", str(tmp_path / "again"), "--resume_from_checkpoint", str(checkpoint)]
+    done = run_on_two(*again)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows_of = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("straight", "again")
+    ]
+    losses = [{row["step"]: row["loss"] for row in rows if "loss" in row} for rows in rows_of]
+    assert losses[0].keys() == losses[1].keys() == set(range(1, 8))
+    assert all(losses[1][step] == pytest.approx(losses[0][step], abs=1e-6) for step in losses[0])
+    assert result_of(tmp_path / "again")["tokens"] == result_of(tmp_path / "straight")["tokens"] == 7 * 8 * 32
+    alone = subprocess.run(command(*again), env=environment(), capture_output=True, text=True, timeout=280)
+    assert alone.returncode == 2 and "processes 2, this run has 1" in alone.stderr and alone.stderr.count("\n") == 1
+
+
 def test_sharding_needs_processes_and_fsdp_an_accelerator(sandbox, tmp_path, capsys) -> None:
     assert main(sandbox.flags(tmp_path / "one", "--shard", "true")) == 2
     assert "--shard needs several processes: torchrun" in capsys.readouterr().err
