@@ -32,7 +32,8 @@ from orthoopt.recipes.tokenizer import cache_root, load_tokenizer
 # Nothing that costs time and decides no result. The user's options come after these and win.
 _LEAN = (
     "--generate_sample", "false", "--save_final", "false", "--save_strategy", "no", "--log_update_norms", "false",
-    "--disable_tqdm", "true", "--report_to", "none", "--overwrite_output_dir", "true",
+    "--log_diagnostics", "false", "--max_nonfinite_steps", "0", "--disable_tqdm", "true", "--report_to", "none",
+    "--overwrite_output_dir", "true",
 )  # fmt: skip
 _OURS = ("--plan", "--plan_options", "--overrides", "--optimizer", "--optimizer_options", "--learning_rate",
          "--plan_learning_rates", "--seed", "--data_seed", "--output_dir", "--resume_from_checkpoint")  # fmt: skip
