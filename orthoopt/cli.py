@@ -1,4 +1,7 @@
-"""The command ``orthoopt``: explain, plan, pretrain, finetune, compare, bench. Heavy imports happen inside the chosen command."""
+"""The command ``orthoopt``: explain, plan, pretrain, finetune, compare, bench.
+
+Heavy imports happen inside the chosen command.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ _BENCHES = {
     "orthogonalize": "forms of the iteration and methods of orthogonalize by shape, timed in one process",
     "memory": "peak memory of a step beside its stated need, and state beside AdamW's on real models",
     "pretrain": "optimizers compared by training, each at its own best learning rate",
+    "finetune": "plans and LoRA compared on models that are pretrained already, with what is forgotten",
     "report": "one page, readable offline, from all result files",
     "state_dtype": "what momenta in bfloat16 and eight bits cost in accuracy",
     "dct": "cosine transforms by products and by Fourier transforms",

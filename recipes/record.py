@@ -125,6 +125,7 @@ def header(run: dict[str, Any], arguments: Arguments, place: Place, steps: int) 
     rules = Counter(item["rule"] for item in run["routing"])
     lines = [
         ("model", f"{run['model']}, {run['parameters']:,} parameters"),
+        *_tuning(run),
         ("corpus", f"{source}: {tokens}, vocabulary {run['vocabulary']:,}"),
         ("held out", f"{run['scored']['blocks']} blocks, {run['scored']['bytes']:,} bytes scored"),
         ("plan", f"{run['plan']}, lr {run['learning_rate']:g}, weight decay {run['weight_decay']:g}"),
@@ -154,7 +155,7 @@ def footer(results: dict[str, Any], arguments: Arguments, output: Path, *, drawn
         ("metrics", f"{output / report.METRICS} and {report.RESULTS}, {report.RUN} beside it"),
     ]
     if arguments.run.save_final:
-        lines.append(("model", f"{output / 'model'}, for AutoModelForCausalLM.from_pretrained"))
+        lines.append(("model", f"{output / 'model'}, for {arguments.model.loader}.from_pretrained"))
     checkpoint = last_checkpoint(output)
     if checkpoint is not None:
         lines.append(("checkpoint", str(checkpoint)))
@@ -181,11 +182,27 @@ def interruption(arguments: Arguments, output: Path) -> str:
     checkpoint = last_checkpoint(output)
     if checkpoint is None:
         return f"interrupted before the first checkpoint; {output} can be deleted"
-    return f"interrupted; continue from {checkpoint.name}: {_resume_command(arguments, output)}  (with this run's other options)"
+    command = _resume_command(arguments, output)
+    return f"interrupted; continue from {checkpoint.name}: {command}  (with this run's other options)"
 
 
 def _resume_command(arguments: Arguments, output: Path) -> str:
     return shlex.join(["orthoopt", *arguments.command, "--output_dir", str(output), "--resume_from_checkpoint", "auto"])
+
+
+def _tuning(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is fine-tuned, and how much of it."""
+    if "finetune" not in run:
+        return []
+    lines, adapter = [("weights", f"from {run['base']}")], run["finetune"]["lora"]
+    if adapter:
+        what = f"LoRA rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {adapter['layers']} layers"
+        lines.append(("adapter", f"{what}: {run['trainable']:,} of {run['parameters']:,} parameters are trained"))
+    if run["also"]:
+        lines.append(
+            ("old text", f"{run['also']['name']}: {run['also']['bytes_scored']:,} bytes scored, not trained on")
+        )
+    return lines
 
 
 def _changes(results: dict[str, Any]) -> list[tuple[str, str]]:
