@@ -33,7 +33,7 @@ from orthoopt.recipes.finetune_arguments import parse_finetune
 
 ARMS = "adamw,muon,muon+embedding_x1,symmetry,lora:adamw,lora:muon"
 _LORA = "lora:"
-_STARTS = {"adamw": 2e-3, "muon": 4e-3, "symmetry": 4e-3, "lora:adamw": 8e-3, "lora:muon": 1.6e-2}
+_STARTS = {"adamw": 4e-3, "muon": 8e-3, "symmetry": 8e-3, "lora:adamw": 1.6e-2, "lora:muon": 3.2e-2}
 """Middle of an arm's first grid; of others, that of `muon`."""
 _LEAN = (
     "--generate_sample", "false", "--save_strategy", "no", "--log_update_norms", "false", "--disable_tqdm", "true",
@@ -213,9 +213,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--arms", default=ARMS, help="comma separated: PLAN as of bench pretrain, lora:PLAN")
     parser.add_argument("--rank", type=int, default=16, help="of LoRA adapters")
     parser.add_argument("--pretrain_steps", type=int, default=600)
-    parser.add_argument("--max_steps", type=int, default=60, help="of every fine-tuning")
-    parser.add_argument("--batch", type=int, default=8, help="blocks a step of fine-tuning")
-    parser.add_argument("--eval_blocks", type=int, default=96, help="blocks scored, of the new and of the old text")
+    parser.add_argument("--max_steps", type=int, default=40, help="of every fine-tuning")
+    parser.add_argument("--batch", type=int, default=4, help="blocks a step of fine-tuning")
+    parser.add_argument("--eval_blocks", type=int, default=48, help="blocks scored, of the new and of the old text")
     parser.add_argument("--points", type=int, default=3, help="learning rates to begin with")
     parser.add_argument("--factor", type=float, default=2.0, help="between neighbouring learning rates")
     parser.add_argument("--seeds", type=int, default=3)

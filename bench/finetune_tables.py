@@ -20,8 +20,8 @@ def page(result: Mapping[str, Any]) -> str:
             f"{base['pretraining']['steps']} steps, {base['pretraining']['tokens']:,} tokens of "
             f"{base['pretraining']['corpus']['name']}, then {base['steps']} steps, {base['tokens']:,} tokens of "
             f"{base['corpus']['name']}. Losses in nats per token, means of {result['settings']['seeds']} seeds; "
-            f"brackets are 95% intervals of differences within seeds. Before fine-tuning: new text {before['new_loss']:.3f} "
-            f"({scored['blocks']} blocks), old text {before['old_loss']:.3f}."
+            f"brackets are 95% intervals of differences within seeds. Before fine-tuning: new text "
+            f"{before['new_loss']:.3f} ({scored['blocks']} blocks), old text {before['old_loss']:.3f}."
         )
         parts.append(tables.markdown(_HEADER, [_cells(name, base) for name in base["arms"]]))
         parts.append("Every learning rate tried, seed 0: new text / rise of the old.")

@@ -1,4 +1,4 @@
-"""The command ``orthoopt``: explain, plan, pretrain, finetune, compare, bench.
+"""The command ``orthoopt``: explain, plan, pretrain, finetune, launch, compare, bench.
 
 Heavy imports happen inside the chosen command.
 """
@@ -27,6 +27,7 @@ _USAGE = """usage: orthoopt COMMAND ...
   plan [PLAN]                        list the ready plans, print one, or check a plan file
   pretrain [CONFIG] [--key value]    train a language model; without CONFIG a small one on the embedded corpus
   finetune MODEL [--key value]       fine-tune a local checkpoint, all of it or LoRA adapters
+  launch [FILE]                      scripts and configs for torchrun, Accelerate and Slurm, to copy
   compare RUN RUN ...                draw finished runs over each other, here and as PNG
   bench BENCH                        measure; orthoopt bench lists what there is
   fit-coefficients ROWS COLS         Newton-Schulz coefficients for matrices of one shape (ROOT's AdaNewton)
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run("orthoopt.recipes.pretrain", "recipes", rest)
     if command == "finetune":
         return _run("orthoopt.recipes.finetune", "recipes", rest)
+    if command == "launch":
+        return _run("orthoopt.recipes.launch", "recipes", rest)
     if command == "compare":
         return _run("orthoopt.recipes.compare", "recipes", rest)
     if command == "bench":
