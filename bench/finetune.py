@@ -31,10 +31,10 @@ from orthoopt.recipes import finetune, pretrain
 from orthoopt.recipes.errors import RecipeError
 from orthoopt.recipes.finetune_arguments import parse_finetune
 
-ARMS = "adamw,muon,muon+embedding_x1,symmetry,lora:adamw,lora:muon"
+ARMS = "adamw,muon,symmetry,lora:adamw,lora:muon"
 _LORA = "lora:"
-_STARTS = {"adamw": 4e-3, "muon": 8e-3, "symmetry": 8e-3, "lora:adamw": 1.6e-2, "lora:muon": 3.2e-2}
-"""Middle of an arm's first grid; of others, that of `muon`."""
+_STARTS = {"adamw": 2e-3, "muon": 4e-3, "symmetry": 4e-3, "lora:adamw": 8e-3, "lora:muon": 1.6e-2}
+"""Middle of an arm's first grid; of others, that of `muon`. It saves runs, and decides nothing: grids are extended."""
 _LEAN = (
     "--generate_sample", "false", "--save_strategy", "no", "--log_update_norms", "false", "--disable_tqdm", "true",
     "--report_to", "none", "--overwrite_output_dir", "true",
@@ -103,7 +103,8 @@ def compare(base: Mapping[str, Any], options: argparse.Namespace, runs: Path) ->
             rows[name, index] = one_run(base, by_name[name], grid.rate(index), 0, options, runs)
         return [rows[point]["new_loss"] for point in points]
 
-    starts = {name: grid.around(_STARTS.get(name, _STARTS["muon"]), options.points) for name in by_name}
+    rates = _STARTS | options.starts
+    starts = {name: grid.around(rates.get(name, rates["muon"]), options.points) for name in by_name}
     losses = search(starts, evaluate)
     arms = {}
     for name, tuning in by_name.items():
@@ -217,6 +218,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="blocks a step of fine-tuning")
     parser.add_argument("--eval_blocks", type=int, default=48, help="blocks scored, of the new and of the old text")
     parser.add_argument("--points", type=int, default=3, help="learning rates to begin with")
+    parser.add_argument("--starts", default="", help="the middles of arms' first grids: ARM=RATE,ARM=RATE")
     parser.add_argument("--factor", type=float, default=2.0, help="between neighbouring learning rates")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -226,9 +228,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options.bases = options.bases.split(",")
     try:
         options.arms = [_tuning(spec, options.rank) for spec in options.arms.split(",")]
+        options.starts = {arm: float(rate) for arm, _, rate in _pairs(options.starts)}
     except ValueError as error:
-        parser.error(f"--arms: {error}")
+        parser.error(f"--arms or --starts: {error}")
     return options
+
+
+def _pairs(text: str) -> list[tuple[str, str, str]]:
+    return [item.rpartition("=") for item in text.split(",") if item]
 
 
 def _tuning(spec: str, rank: int) -> Tuning:
