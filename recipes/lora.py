@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,7 @@ def add_adapters(model: PreTrainedModel, options: FinetuneArguments, seed: int) 
     )
     set_seed(seed)
     try:
-        with warnings.catch_warnings():  # peft asks transformers for a property by its former name
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        with _former_names():
             return peft.get_peft_model(model, config)
     except ValueError as error:
         kinds = {name.rpartition(".")[2] for name, module in model.named_modules()
@@ -72,11 +73,19 @@ def save_merged(adapters: Path, base: str, output: Path, tokenizer: PreTrainedTo
     """Write the model of `base`, in the dtype it was saved in, with the adapters added to its weights."""
     import peft
 
-    with torch.no_grad():
+    with torch.no_grad(), _former_names():
         model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
         merged = peft.PeftModel.from_pretrained(model, str(adapters)).merge_and_unload()
     merged.save_pretrained(output)
     tokenizer.save_pretrained(output)
+
+
+@contextlib.contextmanager
+def _former_names() -> Iterator[None]:
+    """Without transformers' warning that peft asks for a property by its former name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _targets(text: str) -> str | list[str]:

@@ -122,6 +122,8 @@ def header(run: dict[str, Any], arguments: Arguments, place: Place, steps: int) 
     block = arguments.data.block_size
     length = f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
     total = f" = {training.max_steps * batch * block:,} tokens" if training.max_steps > 0 else ""
+    if run.get("finetune", {}).get("format", "text") != "text":
+        total = ", rows by tokens at most"
     rules = Counter(item["rule"] for item in run["routing"])
     lines = [
         ("model", f"{run['model']}, {run['parameters']:,} parameters"),
