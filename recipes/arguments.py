@@ -6,29 +6,37 @@ Every key is a field of one of four dataclasses, the last of which is transforme
 from __future__ import annotations
 
 import dataclasses
-import json
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
-import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from orthoopt import plan_files, plans
 from orthoopt.plan_files import PlanFile
 from orthoopt.plan_source import SUFFIXES
+from orthoopt.recipes.budget import settle_budget, superseded
 from orthoopt.recipes.errors import RecipeError, nearest
-from orthoopt.recipes.schedules import VECTOR_SCHEDULES
+from orthoopt.recipes.options import given_options, parse_mapping, typed_options
+from orthoopt.recipes.options import option as _option
+from orthoopt.recipes.run_arguments import PretrainArguments, RunArguments, check_run
 
-
-def _option(default: Any, text: str) -> Any:
-    """A dataclass field with its help text."""
-    return field(default=default, metadata={"help": text})
+__all__ = [
+    "Arguments",
+    "DataArguments",
+    "ModelArguments",
+    "PretrainArguments",
+    "RunArguments",
+    "parse",
+    "parse_mapping",
+    "read_config",
+]
 
 
 @dataclass
@@ -86,63 +94,6 @@ class DataArguments:
     )
 
 
-@dataclass
-class RunArguments:
-    """How it is optimized, and what is written at the end."""
-
-    _argument_group_name: ClassVar[str] = "run"
-
-    plan: str = _option(
-        "symmetry", "Which rule each class of parameters gets: a name (`orthoopt plan` lists them) or a plan file."
-    )
-    plan_learning_rates: dict[str, float] | str | None = _option(
-        None, "Plan to learning rate, used where --learning_rate is not given; a plan file falls back on its base's."
-    )
-    plan_options: dict[str, Any] | str | None = _option(
-        None,
-        'Options for every entry of the plan whose rule has them: "momentum=0.9,ns_steps=6", JSON, or a mapping.',
-    )
-    overrides: dict[str, dict[str, Any]] | str | None = _option(
-        None,
-        'Name pattern to options, looked at before the plan, as JSON or YAML: {"lm_head": {"rule": "adamw"}}.',
-    )
-    decay_fraction: float = _option(
-        0.5,
-        "With warmup_stable_decay: the share of the steps in which the learning rate falls linearly to 0.",
-    )
-    vector_schedule: str | None = _option(
-        None,
-        f"A schedule of their own for vectors (norms, biases): {', '.join(VECTOR_SCHEDULES)}. By default the run's.",
-    )
-    vector_warmup_steps: int = _option(0, "With --vector_schedule: the steps of warm-up of vectors.")
-    shard: bool = _option(
-        False, "Under torchrun: spread parameters, gradients and optimizer state over all processes (FSDP2)."
-    )
-    log_update_norms: bool = _option(True, "Log the norm of each role's update; copies the parameters to do so.")
-    generate_sample: bool = _option(True, "Write a text sample at the end.")
-    sample_prompt: str = _option("def ", "What the sample continues.")
-    save_final: bool = _option(True, "Save the final model and tokenizer under OUTPUT_DIR/model.")
-    overwrite_output_dir: bool = _option(False, "Delete the checkpoints of an earlier run in --output_dir.")
-
-
-@dataclass
-class PretrainArguments(TrainingArguments):
-    """transformers' TrainingArguments; a learning rate that is not given is the plan's."""
-
-    _argument_group_name: ClassVar[str] = "transformers.TrainingArguments"
-
-    learning_rate: float | None = _option(None, "Peak learning rate, on AdamW's scale for every plan.")
-    weight_decay: float = _option(0.1, "Decoupled weight decay.")
-
-    def __post_init__(self) -> None:
-        self.names_output_dir = self.output_dir is not None  # if not, the run chooses a free folder
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # unless it is told so, Accelerate takes processes on CPUs for one
-        super().__post_init__()
-        if getattr(self, "include_num_input_tokens_seen", "no") == "no":
-            self.include_num_input_tokens_seen = "all"  # metrics.jsonl counts tokens, across restarts too
-
-
 class Arguments(NamedTuple):
     """One run's arguments, parsed and checked, and the name of the config they started from."""
 
@@ -159,6 +110,8 @@ class Arguments(NamedTuple):
     learning_rate: float
     command: tuple[str, ...] = ("pretrain",)
     """What of `orthoopt` this is, with what it needs before its options."""
+    given: Mapping[str, Any] = MappingProxyType({})
+    """What config and command line say, without defaults."""
 
     @property
     def plan_name(self) -> str:
@@ -201,6 +154,8 @@ def parse(
     config = argv.pop(0) if argv and not argv[0].startswith("-") else default
     settings = read_config(config, groups, default)
     parser = _Parser(groups, prog=" ".join(usage.split()[:2]), usage=usage, description=about, allow_abbrev=False)
+    for key in superseded(settings, typed_options(parser, argv)):
+        del settings[key]
     parser.set_defaults(**{key: _as_typed(value) for key, value in settings.items()})
     try:
         *parsed, rest = parser.parse_args_into_dataclasses(
@@ -224,6 +179,7 @@ def parse(
         plan_options=parse_mapping(run.plan_options, "plan_options"),
         overrides=parse_mapping(run.overrides, "overrides"),
         learning_rate=_learning_rate(plan, run, training),
+        given=given_options(parser, argv, settings),
     )
 
 
@@ -256,41 +212,6 @@ def read_config(name: str, groups: Sequence[Any] = _GROUPS, default: str = "defa
         if key not in known:
             raise RecipeError(f"config {name!r} has the unknown key {key!r}{nearest(str(key), known)}")
     return settings
-
-
-def parse_mapping(value: Mapping[str, Any] | str | None, option: str) -> dict[str, Any]:
-    """Turn a mapping option into a dict: as it is from YAML, or from a string, JSON or `a=1,b=2`.
-
-    Numbers such as `1e-3`, which YAML reads as text, become numbers. Raises `RecipeError` naming `option`.
-    """
-    if isinstance(value, str):
-        text = value.strip()
-        try:
-            value = json.loads(text) if text.startswith("{") else _pairs(text)
-        except ValueError as error:
-            raise RecipeError(f"--{option} must be JSON or key=value,key=value, got {value!r} ({error})") from error
-    if value is not None and not isinstance(value, Mapping):
-        raise RecipeError(f"--{option} must be a mapping, got {value!r}")
-    return {str(key): _number(item) for key, item in (value or {}).items()}
-
-
-def _pairs(text: str) -> dict[str, Any]:
-    pairs = [item.partition("=") for item in text.split(",") if item.strip()]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise ValueError(f"{key!r} has no '='")
-    return {key.strip(): yaml.safe_load(item) for key, _, item in pairs}
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _as_typed(value: Any) -> Any:
@@ -340,25 +261,12 @@ def _check(data: DataArguments, run: RunArguments, training: PretrainArguments) 
     for option, low in (("block_size", 2), ("eval_blocks", 1), ("vocab_size", 257)):
         if getattr(data, option) < low:
             raise RecipeError(f"--{option} must be at least {low}, got {getattr(data, option)}")
-    for option, number in (
-        ("validation_fraction", data.validation_fraction),
-        ("decay_fraction", run.decay_fraction),
-    ):
-        if not 0.0 < number < 1.0:
-            raise RecipeError(f"--{option} must lie between 0 and 1, got {number}")
-    if run.vector_schedule is not None and run.vector_schedule not in VECTOR_SCHEDULES:
-        raise RecipeError(
-            f"--vector_schedule {run.vector_schedule!r} is not one of {list(VECTOR_SCHEDULES)}"
-            f"{nearest(run.vector_schedule, VECTOR_SCHEDULES)}"
-        )
-    if run.vector_warmup_steps < 0:
-        raise RecipeError(f"--vector_warmup_steps must be at least 0, got {run.vector_warmup_steps}")
-    if run.vector_warmup_steps and run.vector_schedule is None:
-        raise RecipeError("--vector_warmup_steps goes with --vector_schedule, which is not given")
-    if training.fsdp and not torch.accelerator.is_available():
-        raise RecipeError("--fsdp is Accelerate's, which has it on accelerators alone: --shard true works on CPUs too")
+    if not 0.0 < data.validation_fraction < 1.0:
+        raise RecipeError(f"--validation_fraction must lie between 0 and 1, got {data.validation_fraction}")
+    check_run(run, training)
+    settle_budget(run, training, data.block_size)
     if data.streaming and training.max_steps <= 0:
-        raise RecipeError("--streaming has no end: give --max_steps")
+        raise RecipeError("--streaming has no end: give --max_steps or --total_tokens")
 
 
 def _unexpected(text: str, parser: _Parser) -> str:

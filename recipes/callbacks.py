@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
+from orthoopt.diagnostics import recording
+from orthoopt.optimizer import OrthoOpt
+
 
 class RoleMetrics(TrainerCallback):
     """Learning rate and update norm of each role on the steps that are logged, and the time in the optimizer.
@@ -20,15 +25,17 @@ class RoleMetrics(TrainerCallback):
     `latest` holds, of the last logged step, `lr/ROLE`, `update_norm/ROLE`, the Frobenius norm of what the
     step changed, weight decay included, over all parameters of the role, and `learning_rate`, the run's own
     before a plan's multipliers. Groups without a `role` count as `all`. Measuring norms copies the parameters
-    before such a step; `norms=False` avoids that.
+    before such a step; `norms=False` avoids that. With `diagnostics` such a step is within `orthoopt.recording`, and
+    `diagnostics/NAME` holds what :mod:`orthoopt.diagnostics` names; other optimizers than `OrthoOpt` have none.
     """
 
-    def __init__(self, *, norms: bool = True) -> None:
-        self.norms = norms
+    def __init__(self, *, norms: bool = True, diagnostics: bool = False) -> None:
+        self.norms, self.diagnostics = norms, diagnostics
         self.latest: dict[str, float] = {}
         self.optimizer_seconds: float | None = 0.0
         self._before: list[tuple[str, Tensor, Tensor]] = []
         self._started = 0.0
+        self._recording: tuple[OrthoOpt, contextlib.AbstractContextManager[None]] | None = None
 
     def on_pre_optimizer_step(
         self,
@@ -50,6 +57,10 @@ class RoleMetrics(TrainerCallback):
                     for group in optimizer.param_groups
                     for param in group["params"]
                 ]
+            plain = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
+            if self.diagnostics and isinstance(plain, OrthoOpt):
+                self._recording = (plain, recording(plain))
+                self._recording[1].__enter__()
         if args.device.type != "cpu":
             self.optimizer_seconds = None  # the host returns before an accelerator is done
         self._started = time.perf_counter()
@@ -60,6 +71,11 @@ class RoleMetrics(TrainerCallback):
         """Measure what the step changed."""
         if self.optimizer_seconds is not None:
             self.optimizer_seconds += time.perf_counter() - self._started
+        if self._recording is not None:
+            optimizer, recorded = self._recording
+            self._recording = None
+            recorded.__exit__(None, None, None)
+            self.latest |= {f"diagnostics/{name}": figure for name, figure in optimizer.diagnostics().items()}
         squares: dict[str, list[Tensor]] = {}
         for role, param, before in self._before:
             squares.setdefault(role, []).append(_squared_norm(param.detach() - before))
@@ -91,13 +107,18 @@ class TrainingClock(TrainerCallback):
 
     def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Leave out the time since the step."""
-        self._exclude()
+        self.exclude()
 
     def on_save(self, *args: Any, **kwargs: Any) -> None:
         """Leave out the time since the step, or since the evaluation."""
-        self._exclude()
+        self.exclude()
 
-    def _exclude(self) -> None:
+    def tick(self) -> None:
+        """Count the time up to now: a log has waited for the device to be done with the step."""
+        self._mark = time.perf_counter()
+
+    def exclude(self) -> None:
+        """Leave out the time since the last step, log, evaluation or checkpoint."""
         now = time.perf_counter()
         self._elsewhere += now - self._mark
         self._mark = now
@@ -153,7 +174,8 @@ class Progress(TrainerCallback):
         elif "loss" in logs:
             self._shown["loss"] = f"{logs['loss']:.3f}"
             if self._bar is None:
-                print(f"{_place(state)}: loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e}", flush=True)
+                print(f"{_place(state)}: loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e}{spell_speed(logs)}",
+                      flush=True)  # fmt: skip
         if self._bar is not None:
             self._bar.set_postfix(self._shown)
 
@@ -174,6 +196,18 @@ class Progress(TrainerCallback):
 
 def _place(state: TrainerState) -> str:
     return f"step {state.global_step:>{len(str(state.max_steps))}} of {state.max_steps}"
+
+
+def spell_speed(logs: Mapping[str, Any]) -> str:
+    """Tokens a second, share of the device's peak, and memory, as far as they are known, for the end of a line."""
+    parts = []
+    if "tokens_per_second" in logs:
+        parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in logs:
+        parts.append(f"MFU {logs['mfu']:.1%}")
+    if "peak_memory_bytes" in logs:
+        parts.append(f"{logs['peak_memory_bytes'] / 1e9:.2f} GB")
+    return "".join(f", {part}" for part in parts)
 
 
 def role_learning_rates(optimizer: Any) -> dict[str, float]:

@@ -26,26 +26,35 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from orthoopt.plan_files import PlanFile
 from orthoopt.plan_text import to_yaml
-from orthoopt.recipes import folders, record, report
+from orthoopt.recipes import folders, record, report, reproduce
 from orthoopt.recipes.arguments import Arguments, PretrainArguments, parse
 from orthoopt.recipes.callbacks import Progress, TrainingClock
 from orthoopt.recipes.corpus import Corpus, load_corpus
 from orthoopt.recipes.data import PretrainData, prepare_data
-from orthoopt.recipes.errors import RecipeError, nearest
+from orthoopt.recipes.errors import RecipeError, TrainingStopped, nearest
 from orthoopt.recipes.models import build_model
+from orthoopt.recipes.sampling import SAMPLES, Sampler
 from orthoopt.recipes.sharding import sharded
 from orthoopt.recipes.tokenizer import cache_root, load_tokenizer, write_atomically
 from orthoopt.recipes.trainer import PretrainTrainer
+from orthoopt.recipes.wandb_run import WandbRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse `argv` (by default the command line's) and run; 0, 2 for a wrong option, 130 if interrupted."""
+    """Parse `argv`, by default the command line's, and run.
+
+    Returns 0, 1 if training was stopped, 2 for a wrong option, 130 if interrupted.
+    """
     try:
         pretrain(parse(sys.argv[1:] if argv is None else argv))
     except RecipeError as error:
         if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have the same to say
             print(f"orthoopt pretrain: error: {error}", file=sys.stderr)
         return 2
+    except TrainingStopped as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"orthoopt pretrain: stopped: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0
@@ -98,26 +107,53 @@ def train(
     steps = 0 if place.checkpoint is None else folders.checkpoint_step(place.checkpoint)
     clock = TrainingClock()
     callbacks: list[TrainerCallback] = [clock, Progress(bar=not training.disable_tqdm)]
+    sampler, logged = None, None
     if training.should_save:
         _check_same_run(place, run)
+        logged = _wandb_run(arguments, place, run)
         report.write_json(place.output / report.RUN, run)
         _keep_plan(place.output / report.PLAN, arguments.plan)
+        reproduce.write_config(arguments, place.output / report.PLAN)
+        report.write_json(place.output / reproduce.ENVIRONMENT, reproduce.describe_environment(arguments))
         (place.output / report.RESULTS).unlink(missing_ok=True)
         callbacks.append(_metrics_log(place, steps, clock))
+        sampler = _sampler(arguments, place, steps, clock)
+        callbacks.append(sampler)
         print(record.header(run, arguments, place, steps), flush=True)
-    if arguments.run.shard:
-        model = sharded(model, place.output, place.checkpoint)
-    trainer = trainer_class(model, data, tokenizer, arguments, callbacks)
-    if 0 < training.max_steps <= steps and place.checkpoint is not None:
-        _load_finished(trainer, place.checkpoint)
-    else:
-        try:
+    status = 1
+    try:
+        if arguments.run.shard:
+            model = sharded(model, place.output, place.checkpoint)
+        trainer = trainer_class(model, data, tokenizer, arguments, callbacks)
+        if 0 < training.max_steps <= steps and place.checkpoint is not None:
+            _load_finished(trainer, place.checkpoint)
+        else:
             trainer.train(resume_from_checkpoint=None if place.checkpoint is None else str(place.checkpoint))
-        except KeyboardInterrupt:
-            if training.should_save:
-                print("\n" + record.interruption(arguments, place.output), file=sys.stderr)
-            raise
-    return _finish(trainer, arguments, run, place, clock)
+        results = _finish(trainer, arguments, run, place, clock, sampler)
+        status = 0
+    except KeyboardInterrupt:
+        if training.should_save:
+            print("\n" + record.interruption(arguments, place.output), file=sys.stderr)
+        raise
+    finally:
+        if logged is not None:
+            logged.finish(status)
+    return results
+
+
+def _wandb_run(arguments: Arguments, place: folders.Place, run: dict[str, Any]) -> WandbRun:
+    training = arguments.training
+    continued = place.checkpoint is not None and place.checkpoint.parent == place.output
+    kept = {key: value for key, value in run.items() if key not in ("routing", "arguments", "model_config")}
+    return WandbRun(place.output, wanted="wandb" in training.report_to, continued=continued, name=training.run_name,
+                    config={"orthoopt": kept})  # fmt: skip
+
+
+def _sampler(arguments: Arguments, place: folders.Place, steps: int, clock: TrainingClock) -> Sampler:
+    """samples.jsonl, continued after the checkpoint's step."""
+    keep = [] if place.checkpoint is None else report.read_metrics(place.checkpoint.parent / SAMPLES, up_to=steps)
+    return Sampler(place.output / SAMPLES, clock, every=arguments.run.sample_steps, prompt=arguments.run.sample_prompt,
+                   length=arguments.data.block_size, seed=arguments.training.seed, keep=keep)  # fmt: skip
 
 
 def _quiet(training: PretrainArguments) -> None:
@@ -242,6 +278,7 @@ def _finish(
     run: dict[str, Any],
     place: folders.Place,
     clock: TrainingClock,
+    sampler: Sampler | None,
 ) -> dict[str, Any]:
     """Evaluate, write results, curve, sample and model, and say where they are."""
     training, output = arguments.training, place.output
@@ -251,6 +288,7 @@ def _finish(
     rows = report.read_metrics(output / report.METRICS)
     results = {
         "eval_loss": metrics["eval_loss"],
+        "eval_perplexity": metrics["eval_perplexity"],
         "eval_bits_per_byte": metrics["eval_bits_per_byte"],
         "train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
         "steps": trainer.state.global_step,
@@ -270,12 +308,9 @@ def _finish(
     if arguments.run.generate_sample and not (
         arguments.run.shard or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     ):
+        assert sampler is not None
         model = trainer.accelerator.unwrap_model(trainer.model)
-        tokenizer = trainer.processing_class
-        length = arguments.data.block_size
-        sample = report.generate_sample(
-            model, tokenizer, arguments.run.sample_prompt, length=length, seed=training.seed
-        )
+        sample = sampler.write(model, trainer.processing_class, trainer.state)
         write_atomically(output / report.SAMPLE, (sample + "\n").encode())
     print(record.footer(results, arguments, output, drawn=drawn, sample=sample), flush=True)
     return results

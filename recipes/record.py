@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from orthoopt.recipes.corpus import Corpus
 from orthoopt.recipes.data import PretrainData
 from orthoopt.recipes.errors import RecipeError
 from orthoopt.recipes.folders import Place, last_checkpoint
+from orthoopt.recipes.reproduce import run_command
+from orthoopt.recipes.schedules import describe_schedule
 
 RESULT_KEYS = (
     "plan",
@@ -134,6 +135,7 @@ def header(run: dict[str, Any], arguments: Arguments, place: Place, steps: int) 
         ("rules", ", ".join(f"{rule}: {number} tensors" for rule, number in rules.most_common())),
         ("training", f"{length} of {batch} x {block}{total}, seed {run['seed']}, on {run['device']}"
                      + (f" x {run['world_size']}" if run["world_size"] > 1 else "")),
+        ("schedule", _schedule(arguments)),
         ("output", str(place.output)),
     ]  # fmt: skip
     if place.checkpoint is not None:
@@ -161,11 +163,22 @@ def footer(results: dict[str, Any], arguments: Arguments, output: Path, *, drawn
     checkpoint = last_checkpoint(output)
     if checkpoint is not None:
         lines.append(("checkpoint", str(checkpoint)))
-        lines.append(("resume", f"{_resume_command(arguments, output)}  (with this run's other options)"))
+        lines.append(("resume", _resume_command(arguments, output)))
+    lines.append(("again", run_command(arguments, output)))
     text = _table(lines)
     if sample is not None:
         text += f"\n\nsample, in {output / report.SAMPLE}\n" + "\n".join(f"  | {line}" for line in sample.splitlines())
     return "\n" + text
+
+
+def _schedule(arguments: Arguments) -> str:
+    training, run = arguments.training, arguments.run
+    total = training.max_steps if training.max_steps > 0 else None
+    text = describe_schedule(str(training.lr_scheduler_type.value), total, training.warmup_steps,
+                             decay_fraction=run.decay_fraction, min_lr_ratio=run.min_lr_ratio)  # fmt: skip
+    if training.lr_scheduler_kwargs:
+        text += f", with {training.lr_scheduler_kwargs}"
+    return text if run.vector_schedule is None else f"{text}; vectors {run.vector_schedule}"
 
 
 def beginning(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -184,12 +197,11 @@ def interruption(arguments: Arguments, output: Path) -> str:
     checkpoint = last_checkpoint(output)
     if checkpoint is None:
         return f"interrupted before the first checkpoint; {output} can be deleted"
-    command = _resume_command(arguments, output)
-    return f"interrupted; continue from {checkpoint.name}: {command}  (with this run's other options)"
+    return f"interrupted; continue from {checkpoint.name}: {_resume_command(arguments, output)}"
 
 
 def _resume_command(arguments: Arguments, output: Path) -> str:
-    return shlex.join(["orthoopt", *arguments.command, "--output_dir", str(output), "--resume_from_checkpoint", "auto"])
+    return run_command(arguments, output, "--output_dir", str(output), "--resume_from_checkpoint", "auto")
 
 
 def _tuning(run: dict[str, Any]) -> list[tuple[str, str]]:

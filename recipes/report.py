@@ -1,4 +1,4 @@
-"""What a run leaves behind: run.json, its plan file in full, metrics.jsonl, results.json, loss curve, text sample."""
+"""What a run leaves behind: run.json, its plan file in full, metrics.jsonl, results.json, loss curve."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -29,7 +26,7 @@ PLAN = "resolved_plan.yaml"
 
 
 class MetricsLog(TrainerCallback):
-    """Writes metrics.jsonl: one object a log, with step, losses, lr and update norm by role, tokens, seconds.
+    """Writes metrics.jsonl: one object a log, as docs/training.md describes.
 
     `keep` holds an earlier run's rows up to the step it is continued from; those after it are written again.
     """
@@ -54,14 +51,18 @@ class MetricsLog(TrainerCallback):
             file.write(dumps(metrics_row(logs, state, self.clock.seconds)) + "\n")
 
 
+_ELSEWHERE = {"step", "num_input_tokens_seen", "total_flos", "eval_runtime", "eval_samples_per_second",
+              "eval_steps_per_second", "eval_model_preparation_time"}  # fmt: skip
+
+
 def metrics_row(logs: Mapping[str, Any], state: TrainerState, seconds: float) -> dict[str, Any]:
-    """One row: `lr` and `update_norm` are objects by role, times of evaluations are left out."""
+    """One row: what was logged, `a/b` as an object `a` with a key `b`; times of evaluations are left out."""
     row: dict[str, Any] = {"step": state.global_step}
     for key, value in logs.items():
         name, slash, role = key.partition("/")
         if slash:
             row.setdefault(name, {})[role] = value
-        elif key in ("loss", "grad_norm", "eval_loss", "eval_bits_per_byte", "epoch"):
+        elif key not in _ELSEWHERE:
             row[key] = value
     return row | {"tokens": state.num_input_tokens_seen, "seconds": round(seconds, 3)}
 
@@ -140,26 +141,6 @@ def draw_curve(rows: list[dict[str, Any]], path: Path, title: str) -> bool:
         axes.legend()
     figure.savefig(path, dpi=130)
     return True
-
-
-def generate_sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, *, length: int, seed: int
-) -> str:
-    """Continue `prompt` up to `length` tokens in all, drawn at temperature 0.8 from the 40 likeliest."""
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    if not ids.numel():
-        ids = torch.tensor([[tokenizer.eos_token_id or 0]])
-    ids = ids.to(model.device)
-    was_training = model.training
-    model.eval()
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max(length - ids.shape[1], 1),
-            do_sample=True, temperature=0.8, top_k=40, use_cache=True,
-        )  # fmt: skip
-    model.train(was_training)
-    return tokenizer.decode(out[0], skip_special_tokens=True)
 
 
 def _strict(value: Any) -> Any:

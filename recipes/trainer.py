@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -18,9 +22,12 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 from orthoopt.hf import OptimizerFactory
 from orthoopt.recipes import sharding
 from orthoopt.recipes.arguments import Arguments, PretrainArguments
-from orthoopt.recipes.callbacks import RoleMetrics
+from orthoopt.recipes.callbacks import RoleMetrics, TrainingClock
 from orthoopt.recipes.data import PretrainData, collate
-from orthoopt.recipes.schedules import with_vector_schedule
+from orthoopt.recipes.errors import TrainingStopped
+from orthoopt.recipes.schedules import decay_steps, with_minimum, with_vector_schedule
+from orthoopt.recipes.speed import Speed, perplexity
+from orthoopt.recipes.watch import LossWatch, Seen
 
 
 @contextlib.contextmanager
@@ -51,7 +58,10 @@ class PretrainTrainer(Trainer):
         run, training = arguments.run, arguments.training
         self.validation_blocks = data.validation
         self.run_arguments = run
-        self.role_metrics = RoleMetrics(norms=run.log_update_norms)
+        self.role_metrics = RoleMetrics(norms=run.log_update_norms, diagnostics=run.log_diagnostics)
+        self.loss_watch = LossWatch()
+        self.clock = next((item for item in callbacks if isinstance(item, TrainingClock)), TrainingClock())
+        self.speed = Speed(model, training, arguments.data.block_size, self.clock)
         training.per_device_eval_batch_size = data.validation.batch_size(
             training.per_device_eval_batch_size, training.world_size
         )
@@ -83,27 +93,26 @@ class PretrainTrainer(Trainer):
             train_dataset=data.train,
             eval_dataset=data.validation,
             processing_class=tokenizer,
-            callbacks=[self.role_metrics, *callbacks],
+            callbacks=[self.role_metrics, self.loss_watch, self.speed, *callbacks],
             optimizer_cls_and_kwargs=(OptimizerFactory, options),
         )
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """As Trainer's; warmup_stable_decay falls linearly over the last `decay_fraction` of the steps.
-
-        Vectors follow `vector_schedule` where it is given.
-        """
+        """As Trainer's, with the run's `decay_fraction`, `min_lr_ratio` and `vector_schedule`; see schedules.py."""
         if self.lr_scheduler is not None:
             return self.lr_scheduler
+        warmup = self.args.get_warmup_steps(num_training_steps)
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
             given = self.args.lr_scheduler_kwargs or {}
-            warmup = self.args.get_warmup_steps(num_training_steps)
-            decay = min(
-                round(self.run_arguments.decay_fraction * num_training_steps), max(num_training_steps - warmup, 0)
-            )
+            decay = decay_steps(num_training_steps, warmup, self.run_arguments.decay_fraction)
             self.args.lr_scheduler_kwargs = {"num_decay_steps": decay, "decay_type": "linear"} | given
         scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.run_arguments.min_lr_ratio:
+            self.lr_scheduler = scheduler = with_minimum(
+                scheduler, self.run_arguments.min_lr_ratio, warmup_steps=warmup
+            )
         if self.run_arguments.vector_schedule is not None:
             self.lr_scheduler = scheduler = with_vector_schedule(
                 scheduler,
@@ -149,13 +158,50 @@ class PretrainTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As Trainer's; a loss that is not finite is counted, and left out of the mean that is logged."""
+        return self.loss_watch.see(super().training_step(model, inputs, num_items_in_batch))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what each role did to a training log and bits per byte to an evaluation; leave out speeds."""
+        """Add what each role did and how fast it went to a training log, and an evaluation's loss in other units.
+
+        Raises `TrainingStopped`, in every process, after too many steps on end whose loss was not finite.
+        """
+        seen = None
         if "eval_loss" in logs:
+            logs["eval_perplexity"] = perplexity(logs["eval_loss"])
             logs["eval_bits_per_byte"] = self.validation_blocks.bits_per_byte(logs["eval_loss"])
         elif "loss" in logs:
-            logs.update(self.role_metrics.latest)
+            self.clock.tick()
+            seen = self.loss_watch.since_last(self.accelerator.gather)
+            logs["loss"] = logs["loss"] / seen.finite_share if seen.finite_share else math.nan
+            logs.update(self.role_metrics.latest | self.speed.since_last(self.state))
+            if seen.steps:
+                logs["nonfinite_steps"] = seen.steps
+        if {"loss", "eval_loss"} & set(logs):
+            logs["seconds"] = round(self.clock.seconds, 3)
         super().log(logs)
+        if seen is not None and seen.steps:
+            self._tell_of(seen)
+
+    def _tell_of(self, seen: Seen) -> None:
+        """Say that losses were not finite, or end the run."""
+        limit = self.run_arguments.max_nonfinite_steps
+        if limit and seen.on_end >= limit:
+            raise TrainingStopped(
+                f"the loss has not been finite in the last {seen.on_end} steps, up to step {self.state.global_step} "
+                f"(--max_nonfinite_steps {limit}): try a lower --learning_rate than {self.args.learning_rate:g}, more "
+                "--warmup_steps, or a lower --max_grad_norm"
+            )
+        if self.state.is_world_process_zero:
+            count = f"{seen.steps} step{'s' if seen.steps > 1 else ''}"
+            tqdm.write(
+                f"step {self.state.global_step}: the loss was not finite in {count} since the last log; the optimizer "
+                "leaves out steps whose gradients are not",
+                file=sys.stderr,
+            )
 
     def final_metrics(self) -> dict[str, Any]:
         """The last evaluation if it was made at the last step, else one made now."""
