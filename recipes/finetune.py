@@ -21,20 +21,27 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from orthoopt.recipes import finetune_data, lora, pretrain, record
 from orthoopt.recipes.arguments import Arguments
-from orthoopt.recipes.errors import RecipeError
+from orthoopt.recipes.errors import RecipeError, TrainingStopped
 from orthoopt.recipes.finetune_arguments import FinetuneArguments, parse_finetune
 from orthoopt.recipes.finetune_trainer import FinetuneTrainer
 from orthoopt.recipes.models import changed_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse `argv` (by default the command line's) and run; 0, 2 for a wrong option, 130 if interrupted."""
+    """Parse `argv`, by default the command line's, and run.
+
+    Returns 0, 1 if training was stopped, 2 for a wrong option, 130 if interrupted.
+    """
     try:
         finetune(parse_finetune(sys.argv[1:] if argv is None else argv))
     except RecipeError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"orthoopt finetune: error: {error}", file=sys.stderr)
         return 2
+    except TrainingStopped as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"orthoopt finetune: stopped: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

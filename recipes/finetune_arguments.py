@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from orthoopt.recipes.arguments import Arguments, DataArguments, ModelArguments, PretrainArguments, RunArguments, parse
-from orthoopt.recipes.arguments import _option as _option
 from orthoopt.recipes.errors import RecipeError, nearest
+from orthoopt.recipes.options import option as _option
 
 FORMATS = ("auto", "text", "prompt", "messages")
 DTYPES = ("float32", "bfloat16", "auto")
@@ -126,5 +126,7 @@ def _check(options: FinetuneArguments, arguments: Arguments) -> None:
         raise RecipeError(f"--{asked[0]} goes with --lora_rank, which is 0: no adapters")
     if options.lora_rank and arguments.run.shard:
         raise RecipeError("--shard spreads whole models, not adapters: leave it or --lora_rank out")
+    if getattr(options, "dry_run", False):  # an option of pretraining's
+        raise RecipeError("--dry_run is of orthoopt pretrain alone")
     if arguments.data.streaming:
         raise RecipeError("--streaming is for pretraining; fine-tuning reads its data whole")

@@ -77,7 +77,7 @@ def test_all_weights_learn_the_new_text_and_the_old_is_scored_beside(
     assert [row["step"] for row in rows if "eval_loss" in row] == [0, 4, 8]
     assert [row["also"] for row in rows if "eval_loss" in row][::2] == list(result["also"].values())
     assert f"{result['also']['after']['loss']:.4f} after" in printed and "weights   from" in printed
-    assert f"orthoopt finetune {finished.output}/model --output_dir" in printed
+    assert f"orthoopt finetune {finished.output}/model {tmp_path}/run/config.yaml --output_dir" in printed
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert model.num_parameters() == pretraining["parameters"]
     texts = [

@@ -174,7 +174,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights(sandbox, finished, tmp_p
 
     monkeypatch.setattr(TrainingClock, "on_step_end", stop)
     assert pretrain.main(flags) == 130
-    assert f"continue from checkpoint-4: orthoopt pretrain {tmp_path}/run/config.yaml --output_dir" in capsys.readouterr().err
+    assert (
+        f"continue from checkpoint-4: orthoopt pretrain {tmp_path}/run/config.yaml --output_dir"
+        in capsys.readouterr().err
+    )
     monkeypatch.undo()
     assert rows_of(tmp_path / "run")[-1]["step"] == 6
     # What a kill can leave: half a line of metrics, and a newer checkpoint that was not finished.
