@@ -224,7 +224,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", default="runs/bench-finetune", help="where bases and finished runs are kept")
     parser.add_argument("--out", help="folder of the results; default $OUT, else bench/results")
-    options, options.flags = parser.parse_known_args(argv)
+    options, flags = parser.parse_known_args(argv)
+    options.flags = flags
     options.bases = options.bases.split(",")
     try:
         options.arms = [_tuning(spec, options.rank) for spec in options.arms.split(",")]

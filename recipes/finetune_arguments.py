@@ -47,7 +47,7 @@ class FinetuneArguments(ModelArguments):
         "on where MODEL lies in a run's folder; none.",
     )
     lora_rank: int = _option(0, "Train LoRA adapters of this rank beside frozen weights (peft); 0 trains all weights.")
-    lora_alpha: float | None = _option(None, "Adapters count alpha / rank times; by default alpha is twice the rank.")
+    lora_alpha: int | None = _option(None, "Adapters count alpha / rank times; by default alpha is twice the rank.")
     lora_dropout: float = _option(0.0, "Dropout before adapters.")
     lora_target_modules: str = _option(
         "all-linear",

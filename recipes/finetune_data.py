@@ -62,13 +62,11 @@ def load_old(
     wanted = options.also_evaluate
     if wanted == "none":
         return None
-    if wanted != "auto":
-        data = dataclasses.replace(arguments.data, data=wanted, data_config=None, validation_split=None)
-    else:
-        data = _trained_on(Path(options.model))
-        if data is None:
-            return None
-    data = dataclasses.replace(data, cache_dir=arguments.data.cache_dir, eval_blocks=arguments.data.eval_blocks)
+    named = dataclasses.replace(arguments.data, data=wanted, data_config=None, validation_split=None)
+    found = _trained_on(Path(options.model)) if wanted == "auto" else named
+    if found is None:
+        return None
+    data = dataclasses.replace(found, cache_dir=arguments.data.cache_dir, eval_blocks=arguments.data.eval_blocks)
     corpus = load_corpus(data, seed=arguments.training.seed)
     return corpus.info.name, _packed(corpus, arguments, data, tokenizer).validation
 

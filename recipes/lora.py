@@ -49,9 +49,9 @@ def add_adapters(model: PreTrainedModel, options: FinetuneArguments, seed: int) 
         ) from error
 
 
-def alpha(options: FinetuneArguments) -> float:
+def alpha(options: FinetuneArguments) -> int:
     """What adapters are multiplied with, times the rank."""
-    return 2.0 * options.lora_rank if options.lora_alpha is None else options.lora_alpha
+    return 2 * options.lora_rank if options.lora_alpha is None else options.lora_alpha
 
 
 def describe(model: Any, options: FinetuneArguments) -> dict[str, Any] | None:

@@ -210,7 +210,7 @@ def _tuning(run: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     lines, adapter = [("weights", f"from {run['base']}")], run["finetune"]["lora"]
     if adapter:
-        what = f"LoRA rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {adapter['layers']} layers"
+        what = f"LoRA rank {adapter['rank']}, alpha {adapter['alpha']}, on {adapter['layers']} layers"
         lines.append(("adapter", f"{what}: {run['trainable']:,} of {run['parameters']:,} parameters are trained"))
     if run["also"]:
         lines.append(

@@ -112,7 +112,9 @@ def job(cluster: Path, **extra: str) -> dict[str, str]:
 
 def test_slurm_ends_the_step_and_queues_the_job_again_before_its_time_is_up(folder, cluster, tmp_path) -> None:
     """With a torchrun that only waits; what it is told is what the recipe would be."""
-    stand_in(cluster, "torchrun", f'trap "exit 1" TERM\necho "$@" >> {tmp_path}/torchrun.log\nsleep 60 & wait\n')
+    stand_in(
+        cluster, "torchrun", f"trap 'kill $!; exit 1' TERM\necho \"$@\" >> {tmp_path}/torchrun.log\nsleep 60 & wait\n"
+    )
     given = job(cluster, OUTPUT_DIR="/shared/run", SLURM_JOB_ID="77")
     assert BASH is not None
     process = subprocess.Popen(
