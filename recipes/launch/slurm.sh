@@ -26,11 +26,6 @@ port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node must not share a
 export PYTHONSAFEPATH=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-srun --kill-on-bad-exit=1 torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="${PROCESSES:-auto}" \
-  --rdzv_backend=c10d --rdzv_endpoint="$head:$port" --rdzv_id="$SLURM_JOB_ID" \
-  -m "orthoopt.recipes.${RECIPE:-pretrain}" "$@" --output_dir "$output" --resume_from_checkpoint auto &
-step=$!
-
 # Slurm sends USR1 two minutes before the time is up. The shell must wait in the background to hear it.
 again() {
   trap '' USR1
@@ -41,4 +36,9 @@ again() {
   exit 0
 }
 trap again USR1
+
+srun --kill-on-bad-exit=1 torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="${PROCESSES:-auto}" \
+  --rdzv_backend=c10d --rdzv_endpoint="$head:$port" --rdzv_id="$SLURM_JOB_ID" \
+  -m "orthoopt.recipes.${RECIPE:-pretrain}" "$@" --output_dir "$output" --resume_from_checkpoint auto &
+step=$!
 wait "$step"
