@@ -19,7 +19,7 @@ set -euo pipefail
 # source /shared/venv/bin/activate
 
 output="${OUTPUT_DIR:-$PWD/runs/${SLURM_JOB_NAME:-orthoopt}}"
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node must not share a port
 
 # Python else looks for modules in the folder this is started from first, whose names may be those of libraries.
@@ -38,7 +38,7 @@ again() {
 trap again USR1
 
 srun --kill-on-bad-exit=1 torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="${PROCESSES:-auto}" \
-  --rdzv_backend=c10d --rdzv_endpoint="$head:$port" --rdzv_id="$SLURM_JOB_ID" \
+  --rdzv_backend=c10d --rdzv_endpoint="${hosts[0]}:$port" --rdzv_id="$SLURM_JOB_ID" \
   -m "orthoopt.recipes.${RECIPE:-pretrain}" "$@" --output_dir "$output" --resume_from_checkpoint auto &
 step=$!
 wait "$step"
