@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orthoopt.bench import finetune
+from orthoopt.bench import finetune, intervals
 from orthoopt.bench.finetune_tables import page
 
 TINY = "hidden_size=32,intermediate_size=64,num_hidden_layers=1,num_attention_heads=2,num_key_value_heads=1,head_dim=16"
@@ -85,12 +85,27 @@ def test_wrong_arms_are_named(capsys) -> None:
     assert "muonn" in capsys.readouterr().err
 
 
-def test_the_page_of_figures_is_what_the_file_says() -> None:
-    results = Path(__file__).parents[2] / "bench" / "results"
-    result = json.loads((results / "finetune_cpu.json").read_text())
-    assert (results / "finetune_cpu.md").read_text() == page(result)
+def test_the_figures_of_the_documents_are_those_of_the_file() -> None:
+    root = Path(__file__).parents[2]
+    result = json.loads((root / "bench" / "results" / "finetune_cpu.json").read_text())
+    text, document = page(result), " ".join((root / "docs" / "finetuning.md").read_text().split())
+    assert (root / "bench" / "results" / "finetune_cpu.md").read_text() == text
+    rows = [line for line in text.splitlines() if line.startswith("| ") and line.count("|") == 9]
+    assert len(rows) == 2 * 7 and all(" ".join(line.split()) in document for line in rows)
+    adapters = []
     for base in result["bases"].values():
         for name, arm in base["arms"].items():
             rates = [row["learning_rate"] for row in arm["grid"]]
             assert min(rates) < arm["best_learning_rate"] < max(rates), name
             assert len(arm["seeds"]) >= 3, name
+        seeds = {name: {row["seed"]: row["new_loss"] for row in arm["seeds"]} for name, arm in base["arms"].items()}
+        adapters.append(intervals.compare("lora:adamw", "lora:muon", seeds))
+        for figure in base["before"].values():
+            assert f"{figure:.3f}" in document
+    assert all(row["winner"] == "lora:muon" for row in adapters)
+    assert "it was {:.3f} and {:.3f} lower".format(*(row["difference"]["mean"] for row in adapters)) in document
+    grids = {name: {row["learning_rate"]: row for row in arm["grid"]}
+             for name, arm in result["bases"]["symmetry"]["arms"].items()}  # fmt: skip
+    muon, adamw = grids["muon"][4e-3], grids["adamw"][4e-3]
+    assert f"({muon['new_loss']:.3f} against {adamw['new_loss']:.3f})" in document
+    assert f"({muon['forgotten']:.3f} against {adamw['forgotten']:.3f}; one seed)" in document
