@@ -12,6 +12,7 @@ _BENCHES = {
     "orthogonalize": "forms of the iteration and methods of orthogonalize by shape, timed in one process",
     "memory": "peak memory of a step beside its stated need, and state beside AdamW's on real models",
     "pretrain": "optimizers compared by training, each at its own best learning rate",
+    "finetune": "plans and LoRA compared on models that are pretrained already, with what is forgotten",
     "report": "one page, readable offline, from all result files",
     "state_dtype": "what momenta in bfloat16 and eight bits cost in accuracy",
     "dct": "cosine transforms by products and by Fourier transforms",
@@ -24,6 +25,7 @@ _USAGE = """usage: orthoopt COMMAND ...
   plan [PLAN]                        list the ready plans, print one, or check a plan file
   pretrain [CONFIG] [--key value]    train a language model; without CONFIG a small one on the embedded corpus
   finetune MODEL [--key value]       fine-tune a local checkpoint, all of it or LoRA adapters
+  launch [FILE]                      scripts and configs for torchrun, Accelerate and Slurm, to copy
   compare RUN RUN ...                draw finished runs over each other, here and as PNG
   tokenize FOLDER [CONFIG]           encode a recipe's corpus once, for pretrain --data tokens:FOLDER
   bench BENCH                        measure; orthoopt bench lists what there is
@@ -47,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run("orthoopt.recipes.pretrain", "recipes", rest)
     if command == "finetune":
         return _run("orthoopt.recipes.finetune", "recipes", rest)
+    if command == "launch":
+        return _run("orthoopt.recipes.launch", "recipes", rest)
     if command == "compare":
         return _run("orthoopt.recipes.compare", "recipes", rest)
     if command == "tokenize":

@@ -10,6 +10,7 @@ from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, NoReturn
@@ -57,6 +58,11 @@ class ModelArguments:
         'Changes to that config: "num_hidden_layers=2,hidden_size=64", JSON, or a mapping in YAML. '
         "Merged over the config's own; dropped with it when --model names another model.",
     )
+
+    @property
+    def loader(self) -> str:
+        """The class whose `from_pretrained` reads what the run saves."""
+        return "AutoModelForCausalLM"
 
 
 @dataclass
@@ -161,7 +167,7 @@ def parse(
     """
     argv = list(argv)
     config = argv.pop(0) if argv and not argv[0].startswith("-") else default
-    settings = read_config(config, groups)
+    settings = read_config(config, groups, default)
     parser = _Parser(groups, prog=" ".join(usage.split()[:2]), usage=usage, description=about, allow_abbrev=False)
     for key in superseded(settings, typed_options(parser, argv)):
         del settings[key]
@@ -194,10 +200,16 @@ def parse(
     )
 
 
-def read_config(name: str, groups: Sequence[Any] = _GROUPS) -> dict[str, Any]:
+def shipped_configs(default: str = "default") -> dict[str, Traversable]:
+    """The configs that come with a recipe, which its default one names: `finetune` has those that begin so."""
+    entries = [entry for entry in resources.files("orthoopt.recipes.configs").iterdir() if entry.name.endswith(".yaml")]
+    tuning = default == "finetune"
+    return {Path(entry.name).stem: entry for entry in entries if entry.name.startswith("finetune") is tuning}
+
+
+def read_config(name: str, groups: Sequence[Any] = _GROUPS, default: str = "default") -> dict[str, Any]:
     """Load a YAML config, a path or the stem of a shipped one, and check its keys against the dataclasses."""
-    shipped = {Path(entry.name).stem: entry for entry in resources.files("orthoopt.recipes.configs").iterdir()
-               if entry.name.endswith(".yaml")}  # fmt: skip
+    shipped = shipped_configs(default)
     if name in shipped:
         text = shipped[name].read_text(encoding="utf-8")
     elif Path(name).is_file():

@@ -71,8 +71,12 @@ def load_corpus(arguments: DataArguments) -> Corpus:
     fraction = arguments.validation_fraction
     if name == "builtin:stdlib":
         return stdlib_corpus(fraction)
+    if name == "builtin:manual":
+        from orthoopt.recipes.manual import manual_corpus
+
+        return manual_corpus(fraction)
     if name.startswith("builtin:"):
-        raise RecipeError(f"--data {name!r}: the only builtin corpus is 'builtin:stdlib'")
+        raise RecipeError(f"--data {name!r}: the builtin corpora are 'builtin:stdlib' and 'builtin:manual'")
     if name.startswith("text:"):
         return text_corpus(Path(name.removeprefix("text:")), fraction)
     if name.startswith("tokens:"):

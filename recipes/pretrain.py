@@ -234,7 +234,7 @@ def _check_same_run(place: folders.Place, run: dict[str, Any]) -> None:
     if earlier is None:
         return
     before, now = earlier.get("plan_file"), run["plan_file"]
-    for key in ("plan", "model", "parameters", "corpus", "finetune"):
+    for key in ("plan", "model", "finetune", "parameters", "corpus"):
         if key == "plan" and before and now:
             continue  # what the files say counts, not where they are
         if earlier.get(key) != run.get(key):

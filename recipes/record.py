@@ -126,9 +126,12 @@ def header(run: dict[str, Any], arguments: Arguments, place: Place, steps: int) 
     block = arguments.data.block_size
     length = f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
     total = f" = {training.max_steps * batch * block:,} tokens" if training.max_steps > 0 else ""
+    if run.get("finetune", {}).get("format", "text") != "text":
+        total = ", rows by tokens at most"
     rules = Counter(item["rule"] for item in run["routing"])
     lines = [
         ("model", f"{run['model']}, {run['parameters']:,} parameters"),
+        *_tuning(run),
         ("corpus", f"{source}: {tokens}, vocabulary {run['vocabulary']:,}"),
         ("held out", f"{run['scored']['blocks']} blocks, {_scored(run['scored'])} scored"),
         ("optimizer" if run["optimizer"] else "plan",
@@ -162,7 +165,7 @@ def footer(results: dict[str, Any], arguments: Arguments, output: Path, *, drawn
         ("metrics", f"{output / report.METRICS} and {report.RESULTS}, {report.RUN} beside it"),
     ]
     if arguments.run.save_final:
-        lines.append(("model", f"{output / 'model'}, for AutoModelForCausalLM.from_pretrained"))
+        lines.append(("model", f"{output / 'model'}, for {arguments.model.loader}.from_pretrained"))
     checkpoint = last_checkpoint(output)
     if checkpoint is not None:
         lines.append(("checkpoint", str(checkpoint)))
@@ -210,6 +213,21 @@ def interruption(arguments: Arguments, output: Path) -> str:
 
 def _resume_command(arguments: Arguments, output: Path) -> str:
     return run_command(arguments, output, "--output_dir", str(output), "--resume_from_checkpoint", "auto")
+
+
+def _tuning(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is fine-tuned, and how much of it."""
+    if "finetune" not in run:
+        return []
+    lines, adapter = [("weights", f"from {run['base']}")], run["finetune"]["lora"]
+    if adapter:
+        what = f"LoRA rank {adapter['rank']}, alpha {adapter['alpha']}, on {adapter['layers']} layers"
+        lines.append(("adapter", f"{what}: {run['trainable']:,} of {run['parameters']:,} parameters are trained"))
+    if run["also"]:
+        lines.append(
+            ("old text", f"{run['also']['name']}: {run['also']['bytes_scored']:,} bytes scored, not trained on")
+        )
+    return lines
 
 
 def _changes(results: dict[str, Any]) -> list[tuple[str, str]]:
