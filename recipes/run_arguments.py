@@ -33,6 +33,11 @@ class RunArguments:
         None,
         'Name pattern to options, looked at before the plan, as JSON or YAML: {"lm_head": {"rule": "adamw"}}.',
     )
+    plan_overrides: dict[str, dict[str, dict[str, Any]]] | str | None = _option(
+        None,
+        "Plan to overrides that go with it under that very name, looked at after --overrides: a model's own learning "
+        "rates, for one.",
+    )
     decay_fraction: float = _option(
         0.5,
         "With warmup_stable_decay: the share of the steps in which the learning rate falls linearly to 0.",
@@ -65,6 +70,9 @@ class PretrainArguments(TrainingArguments):
         self.names_output_dir = self.output_dir is not None  # if not, the run chooses a free folder
         if not torch.accelerator.is_available():
             self.use_cpu = True  # unless it is told so, Accelerate takes processes on CPUs for one
+        self.wants_tf32 = bool(self.tf32)
+        if self.tf32 and not torch.cuda.is_available():
+            self.tf32 = None  # there is none, and transformers would refuse
         super().__post_init__()
         if getattr(self, "include_num_input_tokens_seen", "no") == "no":
             self.include_num_input_tokens_seen = "all"  # metrics.jsonl counts tokens, across restarts too

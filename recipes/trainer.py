@@ -149,6 +149,12 @@ class PretrainTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
+    def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, on the cross-entropy alone: a loss that balances experts is for training."""
+        if getattr(self.model.config, "output_router_logits", False):
+            inputs = {**inputs, "output_router_logits": False}
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what each role did to a training log and bits per byte to an evaluation; leave out speeds."""
         if "eval_loss" in logs:
