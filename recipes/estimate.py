@@ -173,7 +173,8 @@ def _checkpoints(arguments: Arguments) -> bool:
 
 def _gathered(model: PreTrainedModel) -> int:
     """Under FSDP2: embedding and head, the layer at work and the next one, each with its gradients."""
-    layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len, default=[])
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    layers = max(lists, key=len) if lists else nn.ModuleList()
     inside = [sum(param.numel() for param in layer.parameters()) for layer in layers]
     outside = sum(param.numel() for param in model.parameters()) - sum(inside)
     return 2 * _MASTER * (outside + 2 * max(inside, default=0))

@@ -138,7 +138,7 @@ def _fitted(
     """What the tokenizer and the block size decide."""
     if config.get_text_config() is not config:
         raise RecipeError(f"--model: {type(config).__name__} is multimodal; name its text config instead")
-    fitted: dict[str, Any] = {}
+    fitted: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if tokenizer is not None:
         padded = int(overrides.get("vocab_size", len(tokenizer)))
         if padded < len(tokenizer):
