@@ -173,7 +173,7 @@ def _memory(arguments: Arguments, estimator: Estimator, gpus: int) -> Iterator[t
     )
     yield "logits", f"{spell_bytes(memory.passes.logits)} with their loss, at the peak"
     yield "a step", f"{spell_bytes(memory.workspace)} to work in{_spell_copies(memory)}"
-    room = f"{whole / 1e9:g} GB of a {model.dry_run_gpu}"
+    room = f"{whole / 1e9:g} GB of one {model.dry_run_gpu}"
     verdict = f"fits the {room}" if memory.peak < 0.95 * whole else f"does not fit the {room}"
     if 0.9 * whole < memory.peak < whole:
         verdict = f"is all but the whole {room}, of which its libraries need some"
@@ -212,16 +212,20 @@ def _compute(
         peak = named_peak(gpu, dtype)
     said = "bfloat16" if arguments.training.bf16 else "TF32" if arguments.training.wants_tf32 else "float32"
     if peak is None:
-        yield "the run", f"{total:.2g} FLOP; the peak of a {gpu} in {said} is not known"
+        yield "the run", f"{total:.2g} FLOP; the peak of one {gpu} in {said} is not known"
         return
     hours = total / (UTILIZATION * peak * gpus) / 3600
     yield (
         "the run",
         (
-            f"{total:.2g} FLOP: {hours:.3g} hours on {gpus} {gpu} at {UTILIZATION:.0%} of their "
+            f"{total:.3g} FLOP: {_spell_hours(hours)} on {gpus} {gpu} at {UTILIZATION:.0%} of their "
             f"{peak / 1e12:.0f} TFLOP/s in {said}"
         ),
     )
+
+
+def _spell_hours(hours: float) -> str:
+    return f"{hours:.3g} hours" if hours >= 1 else f"{60 * hours:.3g} minutes"
 
 
 @contextlib.contextmanager

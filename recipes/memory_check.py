@@ -71,9 +71,11 @@ def refusal(estimator: Estimator, memory: Memory, free: int, device: str) -> str
         f"optimizer state {spell_bytes(memory.state)}, forward and backward {spell_bytes(memory.passes.peak)}, "
         f"a step's workspace {spell_bytes(memory.workspace + memory.copies)}"
     )
-    remedies = [f"{option} ({spell_bytes(peak)})" for option, peak in _remedies(estimator, memory)]
-    enough = "" if remedies else "none of the usual remedies is enough by itself; "
-    words = "; ".join([*remedies, "a smaller model", f"{enough}--check_memory false goes on all the same"])
+    found = _remedies(estimator, memory)
+    remedies = [f"{option} ({spell_bytes(peak)})" for option, peak in found]
+    if not any(peak <= free for _, peak in found):
+        remedies.append("none of these is enough by itself" if found else "a smaller model")
+    words = "; ".join([*remedies, "--check_memory false goes on all the same"])
     return (
         f"this run needs about {spell_bytes(memory.peak)} ({memory.peak_is}), and {spell_bytes(free)} are free on "
         f"{device}: {parts}. What needs less: {words}"

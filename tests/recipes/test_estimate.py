@@ -107,10 +107,16 @@ def refused(monkeypatch, free: int, *argv: str) -> str:
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would(monkeypatch) -> None:
-    text = refused(monkeypatch, 4_000_000, "qwen3-0.6b-tiny", *SMALL)
+    text = refused(monkeypatch, 4_000_000, "qwen3-0.6b-tiny", *SMALL, "--per_device_train_batch_size", "32")
     assert "and 4.00 MB are free on cpu: parameters" in text and "--check_memory false" in text
-    for option in ("--per_device_train_batch_size 1 --gradient_accumulation_steps 4",
-                   "--gradient_checkpointing true", "--plan_options state_dtype=bfloat16", "--shard true"):  # fmt: skip
+    remedies = (
+        "--per_device_train_batch_size 8 --gradient_accumulation_steps 4",
+        "--gradient_checkpointing true",
+        "--plan_options state_dtype=bfloat16",
+        "--shard true",
+        "none of these is enough",
+    )
+    for option in remedies:
         assert option in text
     monkeypatch.setattr(memory_check, "available_memory", lambda device: None)  # a device that does not say
     estimator = estimator_of("qwen3-0.6b-tiny", *SMALL)
