@@ -137,7 +137,7 @@ class Estimator:
         sides = sum(sum(param.shape[-2:]) * (chosen if param.ndim > 2 else 1)
                     for param in self.model.parameters() if param.ndim > 1)  # fmt: skip
         a_token = 10 * sides + 8 * heads * layers * block + 10 * text.vocab_size
-        return 4 * (16 * self.elements + rows * block * a_token)
+        return 4 * (32 * self.elements + rows * block * a_token)
 
     def _optimizer_bytes(self) -> tuple[int, int]:
         if self._optimizer is None:

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from orthoopt.bench.allocations import peak_extra_bytes
 from orthoopt.hf import OptimizerFactory
-from orthoopt.recipes import memory_check, pretrain
+from orthoopt.recipes import memory_check, memory_trace, pretrain
 from orthoopt.recipes.arguments import parse
 from orthoopt.recipes.errors import RecipeError
 from orthoopt.recipes.estimate import Estimator
-from orthoopt.recipes.memory_trace import Trace, TraceError, traced_training
+from orthoopt.recipes.memory_trace import Trace
 from orthoopt.recipes.models import fitted_config
 
 CPU = torch.device("cpu")
@@ -90,11 +90,18 @@ def test_a_trace_counts_storage_once_and_gives_it_back() -> None:
 
 
 def test_logits_are_told_apart() -> None:
+    few = estimator_of("gpt2-124m-tiny", *SMALL, "--vocab_size", "500").memory().passes
+    one = 4 * 64 * 500 * 4  # in float32
+    assert 2 * one <= few.logits <= 5 * one and few.logits < few.peak
+
+
+def test_a_model_that_looks_at_values_cannot_be_traced(monkeypatch) -> None:
+    monkeypatch.setattr(memory_trace, "_loss", lambda model, inputs, bf16: inputs.sum().item())
     estimator = estimator_of("gpt2-124m-tiny", *SMALL)
-    few = estimator.memory().passes
-    assert few.logits >= 2 * 4 * 64 * 512 * 4  # themselves and their probabilities, in float32
-    with pytest.raises(TraceError, match="GPT2Config cannot be traced without values"):
-        traced_training(estimator.config, rows=1, block_size=4096)  # no such positions
+    with pytest.raises(memory_trace.TraceError, match="GPT2Config cannot be traced without values"):
+        estimator.memory()
+    monkeypatch.setattr(memory_check, "available_memory", lambda device: 1000)
+    memory_check.check_memory(estimator.config, estimator.arguments)  # not known, so not refused
 
 
 def refused(monkeypatch, free: int, *argv: str) -> str:
