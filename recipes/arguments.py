@@ -23,6 +23,7 @@ from orthoopt.plan_files import PlanFile
 from orthoopt.plan_source import SUFFIXES
 from orthoopt.recipes.budget import settle_budget, superseded
 from orthoopt.recipes.errors import RecipeError, nearest
+from orthoopt.recipes.gpus import GPUS
 from orthoopt.recipes.options import given_options, parse_mapping, typed_options
 from orthoopt.recipes.options import option as _option
 from orthoopt.recipes.run_arguments import PretrainArguments, RunArguments, check_run
@@ -44,7 +45,7 @@ TOKEN_DTYPES = ("uint16", "uint32")
 
 @dataclass
 class ModelArguments:
-    """Which network is trained, from random weights."""
+    """Which network is trained, from random weights, and what is found out before."""
 
     _argument_group_name: ClassVar[str] = "model"
 
@@ -58,6 +59,14 @@ class ModelArguments:
         'Changes to that config: "num_hidden_layers=2,hidden_size=64", JSON, or a mapping in YAML. '
         "Merged over the config's own; dropped with it when --model names another model.",
     )
+    check_memory: bool = _option(
+        True, "Refuse a run that cannot fit into the memory of its device, before anything of it is there."
+    )
+    dry_run: bool = _option(
+        False, "Train and write nothing: say what would be trained, on what, and what it would take."
+    )
+    dry_run_gpu: str = _option("H100", f"With --dry_run, the GPU whose memory and speed count: {', '.join(GPUS)}.")
+    dry_run_gpus: int | None = _option(None, "With --dry_run, how many of them; by default as many as processes.")
 
     @property
     def loader(self) -> str:
@@ -184,8 +193,9 @@ def parse(
     plan = _plan(run.plan)
     _check(data, run, training)
     _check_data(data, training)
+    check_model(model)
     return Arguments(
-        Path(config).stem,
+        Path(config).name.removesuffix(".yaml").removesuffix(".yml"),
         plan,
         model,
         data,
@@ -193,7 +203,7 @@ def parse(
         training,
         model_overrides=_model_overrides(model, settings),
         plan_options=parse_mapping(run.plan_options, "plan_options"),
-        overrides=parse_mapping(run.overrides, "overrides"),
+        overrides=_overrides(run),
         optimizer_options=parse_mapping(run.optimizer_options, "optimizer_options"),
         learning_rate=_learning_rate(plan, run, training),
         given=given_options(parser, argv, settings),
@@ -204,12 +214,14 @@ def shipped_configs(default: str = "default") -> dict[str, Traversable]:
     """The configs that come with a recipe, which its default one names: `finetune` has those that begin so."""
     entries = [entry for entry in resources.files("orthoopt.recipes.configs").iterdir() if entry.name.endswith(".yaml")]
     tuning = default == "finetune"
-    return {Path(entry.name).stem: entry for entry in entries if entry.name.startswith("finetune") is tuning}
+    return {entry.name.removesuffix(".yaml"): entry for entry in entries if entry.name.startswith("finetune") is tuning}
 
 
 def read_config(name: str, groups: Sequence[Any] = _GROUPS, default: str = "default") -> dict[str, Any]:
     """Load a YAML config, a path or the stem of a shipped one, and check its keys against the dataclasses."""
     shipped = shipped_configs(default)
+    if name not in shipped and name.replace("_", "-") in shipped and not Path(name).is_file():
+        name = name.replace("_", "-")  # as qwen3-0.6b was once spelt
     if name in shipped:
         text = shipped[name].read_text(encoding="utf-8")
     elif Path(name).is_file():
@@ -242,6 +254,17 @@ def _model_overrides(model: ModelArguments, settings: Mapping[str, Any]) -> dict
     if model.model == settings.get("model", ModelArguments.model):
         return parse_mapping(settings.get("model_overrides"), "model_overrides") | given
     return {} if model.model_overrides == settings.get("model_overrides") else given
+
+
+def _overrides(run: RunArguments) -> dict[str, dict[str, Any]]:
+    """The run's own, and behind them those that go with its plan."""
+    given = parse_mapping(run.overrides, "overrides")
+    of_plans = parse_mapping(run.plan_overrides, "plan_overrides")
+    for plan in of_plans:
+        if plan not in plans.names():
+            raise RecipeError(f"--plan_overrides: {plan!r} is no plan{nearest(plan, plans.names())}")
+    own = parse_mapping(of_plans.get(run.plan), f"plan_overrides of {run.plan}")
+    return given | {pattern: entry for pattern, entry in own.items() if pattern not in given}
 
 
 def _plan(plan: str) -> str | PlanFile:
@@ -304,6 +327,18 @@ def _check_data(data: DataArguments, training: PretrainArguments) -> None:
             "--dataloader_num_workers must be 0 with --streaming, got "
             f"{training.dataloader_num_workers}: a thread of each process reads and encodes ahead"
         )
+
+
+def check_model(model: Any) -> None:
+    """Check what the parser cannot, where these options are among a recipe's own."""
+    if not isinstance(model, ModelArguments):
+        return
+    if model.dry_run_gpu not in GPUS:
+        raise RecipeError(
+            f"--dry_run_gpu {model.dry_run_gpu!r} is not one of {sorted(GPUS)}{nearest(model.dry_run_gpu, GPUS)}"
+        )
+    if model.dry_run_gpus is not None and model.dry_run_gpus < 1:
+        raise RecipeError(f"--dry_run_gpus must be at least 1, got {model.dry_run_gpus}")
 
 
 def _unexpected(text: str, parser: _Parser) -> str:

@@ -71,10 +71,7 @@ def build_model(
 
     Raises `RecipeError` for an override the config does not have, and for a config that has no causal LM.
     """
-    config = load_config(name)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise RecipeError(f"--model {name!r}: transformers has no causal language model for {type(config).__name__}")
-    config = _rebuilt(config, _changed(config, overrides) | _fitted(config, overrides, tokenizer, block_size))
+    config = fitted_config(name, overrides, tokenizer, block_size=block_size)
     transformers.set_seed(seed)
     # fp32 masters whatever dtype the config was published with; --bf16 computes in bf16 all the same.
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -84,6 +81,21 @@ def build_model(
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         model.generation_config.pad_token_id = padding
     return model
+
+
+def fitted_config(
+    name: str, overrides: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast | None, *, block_size: int
+) -> PretrainedConfig:
+    """The config that `name` and `overrides` come to, for a tokenizer and blocks of `block_size` tokens.
+
+    The vocabulary is the tokenizer's, or an override's `vocab_size` that is larger: some are padded. Without a
+    tokenizer it is the config's own. Raises `RecipeError` as `build_model`.
+    """
+    config = load_config(name)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise RecipeError(f"--model {name!r}: transformers has no causal language model for {type(config).__name__}")
+    values = _changed(config, overrides)
+    return _rebuilt(config, values | _fitted(config, values, overrides, tokenizer, block_size))
 
 
 def changed_config(config: PretrainedConfig, overrides: Mapping[str, Any]) -> PretrainedConfig:
@@ -118,22 +130,30 @@ def _rebuilt(config: PretrainedConfig, values: Mapping[str, Any]) -> PretrainedC
 
 def _fitted(
     config: PretrainedConfig,
+    values: Mapping[str, Any],
     overrides: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast | None,
     block_size: int,
 ) -> dict[str, Any]:
     """What the tokenizer and the block size decide."""
     if config.get_text_config() is not config:
         raise RecipeError(f"--model: {type(config).__name__} is multimodal; name its text config instead")
-    fitted = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        # As `padding_idx` of the embedding it would stop its row's gradient, which end of text needs.
-        "pad_token_id": None if tokenizer.pad_token_id == tokenizer.eos_token_id else tokenizer.pad_token_id,
-    }
+    fitted: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if tokenizer is not None:
+        padded = int(overrides.get("vocab_size", len(tokenizer)))
+        if padded < len(tokenizer):
+            raise RecipeError(
+                f"--model_overrides vocab_size={padded} is less than the {len(tokenizer)} tokens of the tokenizer"
+            )
+        fitted = {
+            "vocab_size": padded,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            # As `padding_idx` of the embedding it would stop its row's gradient, which end of text needs.
+            "pad_token_id": None if tokenizer.pad_token_id == tokenizer.eos_token_id else tokenizer.pad_token_id,
+        }
     length = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    given = _changed(config, overrides).get(length)
+    given = values.get(length)
     if given is not None:
         fitted[length] = max(int(given), block_size)
     return fitted

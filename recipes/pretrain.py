@@ -3,13 +3,16 @@
 orthoopt pretrain                                        # the default: a small model on the embedded corpus
 orthoopt pretrain --plan adamw --max_steps 1000
 orthoopt pretrain --plan my_plan.yaml
+orthoopt pretrain qwen3-0.6b-tiny                        # a config that ships, by name or path
+orthoopt pretrain qwen3-0.6b --dry_run true              # what it would train, and what that would take
 orthoopt pretrain my_run.yaml --resume_from_checkpoint auto
-torchrun --standalone --nproc_per_node=2 -m orthoopt.recipes.pretrain qwen3_0.6b
-torchrun --standalone --nproc_per_node=2 -m orthoopt.recipes.pretrain qwen3_0.6b --shard true   # FSDP2
+torchrun --standalone --nproc_per_node=2 -m orthoopt.recipes.pretrain qwen3-0.6b
+torchrun --standalone --nproc_per_node=2 -m orthoopt.recipes.pretrain qwen3-0.6b --shard true   # FSDP2
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -31,8 +34,10 @@ from orthoopt.recipes.arguments import Arguments, PretrainArguments, parse
 from orthoopt.recipes.callbacks import Progress, TrainingClock
 from orthoopt.recipes.corpus import Corpus, load_corpus
 from orthoopt.recipes.data import PretrainData, prepare_data
+from orthoopt.recipes.dry_run import dry_run
 from orthoopt.recipes.errors import RecipeError, TrainingStopped, nearest
-from orthoopt.recipes.models import build_model
+from orthoopt.recipes.memory_check import check_memory
+from orthoopt.recipes.models import build_model, fitted_config
 from orthoopt.recipes.packing import check_boundaries
 from orthoopt.recipes.sampling import SAMPLES, Sampler
 from orthoopt.recipes.sharding import sharded
@@ -49,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns 0, 1 if training was stopped, 2 for a wrong option, 130 if interrupted.
     """
     try:
-        pretrain(parse(sys.argv[1:] if argv is None else argv))
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        if arguments.model.dry_run:
+            print(dry_run(arguments))
+        else:
+            pretrain(arguments)
     except RecipeError as error:
         if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have the same to say
             print(f"orthoopt pretrain: error: {error}", file=sys.stderr)
@@ -71,13 +80,16 @@ def pretrain(arguments: Arguments) -> dict[str, Any]:
     training = arguments.training
     place = prepare(arguments)
     corpus, tokenizer, data = load_data(arguments)
-    model = build_model(
-        arguments.model.model,
-        arguments.model_overrides,
-        tokenizer,
-        block_size=arguments.data.block_size,
-        seed=training.seed,
-    )
+    named = arguments.model.model, arguments.model_overrides, tokenizer
+    block_size = arguments.data.block_size
+    if arguments.model.check_memory:
+        try:
+            check_memory(fitted_config(*named, block_size=block_size), arguments)
+        except RecipeError:
+            with contextlib.suppress(OSError):  # not empty, so not this run's, or gone
+                place.output.rmdir()
+            raise
+    model = build_model(*named, block_size=block_size, seed=training.seed)
     if arguments.data.document_boundaries:
         check_boundaries(model, max(training.per_device_train_batch_size, training.per_device_eval_batch_size))
     run = record.describe_run(arguments, corpus, tokenizer, data, model)
@@ -108,6 +120,8 @@ def train(
     `run` is what run.json holds. Returns what results.json holds.
     """
     training = arguments.training
+    if place.checkpoint is None and training.process_index == 0:
+        folders.remove_checkpoints(place.output)  # not before, for the run might have been refused
     if place.checkpoint is not None:
         training.eval_on_start = False  # the metrics have the row of step 0
     steps = 0 if place.checkpoint is None else folders.checkpoint_step(place.checkpoint)
@@ -185,13 +199,11 @@ def _check_reporting(training: PretrainArguments) -> None:
 
 
 def _agree(training: PretrainArguments, arguments: Arguments) -> folders.Place:
-    """The first process chooses the folder, tidies it and tells the others; an error reaches all."""
+    """The first process chooses the folder and tells the others; an error reaches all."""
     chosen: list[Any] = [None]
     if training.process_index == 0:
         try:
             place = folders.find_place(arguments)
-            if place.checkpoint is None:
-                folders.remove_checkpoints(place.output)
             place.output.mkdir(parents=True, exist_ok=True)
             chosen = [place]
         except RecipeError as error:

@@ -34,6 +34,11 @@ class RunArguments:
         None,
         'Name pattern to options, looked at before the plan, as JSON or YAML: {"lm_head": {"rule": "adamw"}}.',
     )
+    plan_overrides: dict[str, dict[str, dict[str, Any]]] | str | None = _option(
+        None,
+        "Plan to overrides that go with it under that very name, looked at after --overrides: a model's own learning "
+        "rates, for one.",
+    )
     optimizer: str | None = _option(
         None,
         "Another optimizer in place of a plan: MODULE:FUNCTION, called with the model, lr=, weight_decay= and "
@@ -95,6 +100,10 @@ class PretrainArguments(TrainingArguments):
         self.names_output_dir = self.output_dir is not None  # if not, the run chooses a free folder
         if not torch.accelerator.is_available():
             self.use_cpu = True  # unless it is told so, Accelerate takes processes on CPUs for one
+        wanted: bool | None = self.tf32  # type: ignore[has-type]
+        self.wants_tf32 = bool(wanted)
+        if wanted and not torch.cuda.is_available():
+            self.tf32 = None  # there is none, and transformers would refuse
         super().__post_init__()
         if getattr(self, "include_num_input_tokens_seen", "no") == "no":
             self.include_num_input_tokens_seen = "all"  # metrics.jsonl counts tokens, across restarts too

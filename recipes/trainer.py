@@ -163,17 +163,11 @@ class PretrainTrainer(FedTrainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As Trainer's, of the language model's loss alone: a router's auxiliary loss is for training."""
-        config = self.model.config
-        with_router = getattr(config, "output_router_logits", False)
-        if with_router:
-            config.output_router_logits = False
-        try:
-            return super().evaluate(*args, **kwargs)
-        finally:
-            if with_router:
-                config.output_router_logits = True
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, on the cross-entropy alone: a loss that balances experts is for training."""
+        if getattr(self.model.config, "output_router_logits", False):
+            inputs = {**inputs, "output_router_logits": False}
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

@@ -12,6 +12,7 @@ from orthoopt.recipes.models import architectures, load_config
 # Elements of the published checkpoints, tied heads once.
 PUBLISHED = {
     "gemma-3-1b": 999_885_952,
+    "gpt2-124m": 124_439_808,
     "gpt-oss-20b": 20_914_757_184,
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.2-1b": 1_235_814_400,
