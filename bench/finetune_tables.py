@@ -7,7 +7,7 @@ from typing import Any
 
 from orthoopt.bench import tables
 
-_HEADER = ("arm", "trained", "best lr", "new text", "less adamw", "old text", "rise of old", "less adamw")
+_HEADER = ("arm", "trained", "best lr", "new text", "minus adamw", "old text", "rise of old", "minus adamw")
 
 
 def page(result: Mapping[str, Any]) -> str:

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import Path
-
 import pytest
 from transformers import TrainingArguments
 
 from orthoopt import plans
-from orthoopt.recipes.arguments import parse, parse_mapping
+from orthoopt.recipes.arguments import parse, parse_mapping, shipped_configs
 from orthoopt.recipes.errors import RecipeError
 
 CONFIG = """
@@ -94,11 +91,7 @@ def test_the_default_config_is_the_one_without_a_name() -> None:
     assert parse([]).run.plan == "symmetry"
 
 
-@pytest.mark.parametrize(
-    "name",
-    sorted(Path(item.name).stem for item in resources.files("orthoopt.recipes.configs").iterdir()
-           if item.name.endswith(".yaml")),
-)  # fmt: skip
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
 def test_every_config_that_ships_can_be_read(name) -> None:
     arguments = parse([name, "--bf16", "false"])  # bf16 asks for hardware
     assert arguments.run.plan in plans.names() and arguments.learning_rate > 0
