@@ -32,7 +32,9 @@ UTILIZATION = 0.4
 
 
 def dry_run(arguments: Arguments) -> str:
-    """A page of text. Raises `RecipeError` for whatever would stop the run."""
+    """A page of text. Raises `RecipeError` for what would stop the run, and for `--optimizer`, which has no plan."""
+    if arguments.run.optimizer is not None:
+        raise RecipeError(f"--dry_run reckons with plans, not with --optimizer {arguments.run.optimizer}")
     logging.set_verbosity_error()
     training, data = arguments.training, arguments.data
     gpus = arguments.model.dry_run_gpus or training.world_size

@@ -32,7 +32,7 @@ def load(
     """
     kind = _kind(arguments.data, options.format)
     if kind == "text":
-        corpus = load_corpus(arguments.data, seed=arguments.training.seed)
+        corpus = load_corpus(arguments.data)
         return corpus, _packed(corpus, arguments, arguments.data, tokenizer), kind
     rows = _rows(arguments.data, kind)
     fraction = arguments.data.validation_fraction
@@ -67,7 +67,7 @@ def load_old(
     if found is None:
         return None
     data = dataclasses.replace(found, cache_dir=arguments.data.cache_dir, eval_blocks=arguments.data.eval_blocks)
-    corpus = load_corpus(data, seed=arguments.training.seed)
+    corpus = load_corpus(data)
     return corpus.info.name, _packed(corpus, arguments, data, tokenizer).validation
 
 

@@ -33,8 +33,13 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def check_memory(config: PretrainedConfig, arguments: Arguments) -> None:
-    """Raise `RecipeError` if a run of `config` needs more memory than is free; the first process decides for all."""
+    """Raise `RecipeError` if a run of `config` needs more memory than is free; the first process decides for all.
+
+    What `--optimizer` keeps is not known before it is there: such a run is not checked.
+    """
     training = arguments.training
+    if arguments.run.optimizer is not None:
+        return
     verdict: list[Any] = [None]
     if training.process_index == 0:
         try:

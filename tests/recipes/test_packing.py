@@ -132,7 +132,7 @@ def test_a_run_with_boundaries_scores_the_mean_over_scored_tokens(sandbox, tmp_p
     result = json.loads((output / "results.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(output / "model").eval()
     arguments = pretrain.parse(flags)
-    _, tokenizer, data = pretrain._load_data(arguments)
+    _, tokenizer, data = pretrain.load_data(arguments)
     batch = data.collate([data.validation[i] for i in range(len(data.validation))])
     assert tokenizer.eos_token_id == END and len(data.validation) % 5 != 0
     with torch.no_grad():

@@ -53,7 +53,7 @@ def test_joined_rows_read_as_one(sizes: list[int], data: st.DataObject) -> None:
 def test_a_folder_of_tokens_is_the_text_it_was_made_of(folder, sandbox, tmp_path, capsys) -> None:
     flags = sandbox.flags(tmp_path / "run")
     arguments = parse(flags)
-    corpus, tokenizer, text = pretrain._load_data(arguments)
+    corpus, tokenizer, text = pretrain.load_data(arguments)
     tokens = prepared(f"tokens:{folder}", tmp_path)
     assert (
         tokens.train_tokens == text.train_tokens == json.loads((folder / "tokens.json").read_text())["train"]["tokens"]
