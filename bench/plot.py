@@ -50,9 +50,9 @@ def _ranking(figure_class: Any, plans: Mapping[str, Any]) -> Any:
         axes.plot(losses, [place] * len(losses), "o", color=_COLOURS[0], markersize=4, alpha=0.6)
         axes.plot(statistics.fmean(losses), place, "D", color=_COLOURS[1], markersize=5)
     lowest = plans[order[0]]["validation_loss"]["mean"]
-    highest = max(plan["validation_loss"]["mean"] for plan in plans.values())
-    axes.set_xlim(lowest - 0.05 * (highest - lowest), highest + 0.15 * (highest - lowest))
-    axes.set_yticks(range(len(order)), [f"{name}, lr {plans[name]['best_learning_rate']:g}" for name in order])
+    highest = max(seed["validation_loss"] for plan in plans.values() for seed in plan["seeds"])
+    axes.set_xlim(lowest - 0.05 * (highest - lowest), highest + 0.05 * (highest - lowest))
+    axes.set_yticks(range(len(order)), [f"{name}, lr {plans[name]['best_learning_rate']:.3g}" for name in order])
     axes.invert_yaxis()
     axes.set_xlabel("validation loss (nats per token)")
     figure.supxlabel(
@@ -105,7 +105,7 @@ def _draw_curves(axes: Any, name: str, plan: Mapping[str, Any], colour: str) -> 
     axes.plot(steps, middle, color=colour, alpha=0.6, linewidth=1)
     steps, low, middle, high = _band([seed["validation_curve"] for seed in plan["seeds"]])
     axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(steps, middle, "o-", color=colour, markersize=4, label=f"{name}, lr {plan['best_learning_rate']:g}")
+    axes.plot(steps, middle, "o-", color=colour, markersize=4, label=f"{name}, lr {plan['best_learning_rate']:.3g}")
 
 
 def _band(

@@ -8,12 +8,11 @@ from __future__ import annotations
 import dataclasses
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -22,10 +21,10 @@ from orthoopt import plan_files, plans
 from orthoopt.plan_files import PlanFile
 from orthoopt.plan_source import SUFFIXES
 from orthoopt.recipes.budget import settle_budget, superseded
+from orthoopt.recipes.data_arguments import DataArguments, check_data
 from orthoopt.recipes.errors import RecipeError, nearest
-from orthoopt.recipes.gpus import GPUS
+from orthoopt.recipes.model_arguments import ModelArguments, check_model
 from orthoopt.recipes.options import given_options, parse_mapping, typed_options
-from orthoopt.recipes.options import option as _option
 from orthoopt.recipes.run_arguments import PretrainArguments, RunArguments, check_run
 
 __all__ = [
@@ -38,81 +37,6 @@ __all__ = [
     "parse_mapping",
     "read_config",
 ]
-
-TOKEN_DTYPES = ("uint16", "uint32")
-"""What token ids in plain files may be."""
-
-
-@dataclass
-class ModelArguments:
-    """Which network is trained, from random weights, and what is found out before."""
-
-    _argument_group_name: ClassVar[str] = "model"
-
-    model: str = _option(
-        "Qwen3Config",
-        "A transformers config or causal-LM class (Qwen3Config), a model type (qwen3), a folder or "
-        "config.json, or a Hub name; the weights are always new.",
-    )
-    model_overrides: dict[str, Any] | str | None = _option(
-        None,
-        'Changes to that config: "num_hidden_layers=2,hidden_size=64", JSON, or a mapping in YAML. '
-        "Merged over the config's own; dropped with it when --model names another model.",
-    )
-    check_memory: bool = _option(
-        True, "Refuse a run that cannot fit into the memory of its device, before anything of it is there."
-    )
-    dry_run: bool = _option(
-        False, "Train and write nothing: say what would be trained, on what, and what it would take."
-    )
-    dry_run_gpu: str = _option("H100", f"With --dry_run, the GPU whose memory and speed count: {', '.join(GPUS)}.")
-    dry_run_gpus: int | None = _option(None, "With --dry_run, how many of them; by default as many as processes.")
-
-    @property
-    def loader(self) -> str:
-        """The class whose `from_pretrained` reads what the run saves."""
-        return "AutoModelForCausalLM"
-
-
-@dataclass
-class DataArguments:
-    """What it is trained on."""
-
-    _argument_group_name: ClassVar[str] = "data"
-
-    data: str = _option(
-        "builtin:stdlib",
-        "builtin:stdlib, text:PATH (a file or folder of plain text), a .txt, .jsonl or .parquet file, "
-        "a folder of them, tokens:PATH (a folder that orthoopt tokenize wrote, or .bin files of token ids), "
-        "or the name of a Hugging Face dataset.",
-    )
-    data_config: str | None = _option(None, "The dataset's configuration, as in load_dataset(name, config).")
-    data_split: str = _option("train", "The dataset's training split.")
-    validation_split: str | None = _option(
-        None,
-        "The dataset's validation split; by default its own 'validation' or 'test', else documents held out.",
-    )
-    text_column: str = _option("text", "The column that holds the text.")
-    streaming: bool = _option(False, "Read the dataset as a stream; needs --max_steps.")
-    shuffle_window: int = _option(
-        10_000, "With --streaming: how many documents are held in memory and shuffled among themselves."
-    )
-    block_size: int = _option(128, "Tokens per training example.")
-    document_boundaries: bool = _option(
-        False, "Keep documents in a block apart: attention stays within them, and their first tokens are not scored."
-    )
-    token_dtype: str = _option("uint16", "With tokens:PATH of plain .bin files: uint16 or uint32.")
-    token_header_bytes: int = _option(0, "With tokens:PATH of plain .bin files: what to skip at the head of each.")
-    validation_fraction: float = _option(0.05, "Share of the documents held out, chosen by a hash.")
-    eval_blocks: int = _option(256, "How many held-out blocks, spread evenly, every evaluation scores.")
-    tokenizer: str | None = _option(
-        None,
-        "A tokenizer's Hub name or folder; by default a byte-level BPE is trained on the corpus and cached.",
-    )
-    vocab_size: int = _option(4096, "Vocabulary of the trained tokenizer.")
-    cache_dir: str | None = _option(
-        None, "Where tokenizers and tokens are kept; by default orthoopt/ in $XDG_CACHE_HOME or ~/.cache."
-    )
 
 
 class Arguments(NamedTuple):
@@ -192,7 +116,6 @@ def parse(
     model, data, run, training = parsed
     plan = _plan(run.plan)
     _check(data, run, training)
-    _check_data(data, training)
     check_model(model)
     return Arguments(
         Path(config).name.removesuffix(".yaml").removesuffix(".yml"),
@@ -298,47 +221,11 @@ def _learning_rate(plan: str | PlanFile, run: RunArguments, training: PretrainAr
 
 def _check(data: DataArguments, run: RunArguments, training: PretrainArguments) -> None:
     """Check what the parser cannot."""
-    for option, low in (("block_size", 2), ("eval_blocks", 1), ("vocab_size", 257)):
-        if getattr(data, option) < low:
-            raise RecipeError(f"--{option} must be at least {low}, got {getattr(data, option)}")
-    if not 0.0 < data.validation_fraction < 1.0:
-        raise RecipeError(f"--validation_fraction must lie between 0 and 1, got {data.validation_fraction}")
+    check_data(data, training)
     check_run(run, training)
     settle_budget(run, training, data.block_size)
     if data.streaming and training.max_steps <= 0:
         raise RecipeError("--streaming has no end: give --max_steps or --total_tokens")
-
-
-def _check_data(data: DataArguments, training: PretrainArguments) -> None:
-    """What concerns streams, tokens on disk and packing."""
-    if data.shuffle_window < 1:
-        raise RecipeError(f"--shuffle_window must be at least 1, got {data.shuffle_window}")
-    if data.token_dtype not in TOKEN_DTYPES:
-        raise RecipeError(
-            f"--token_dtype {data.token_dtype!r} is not one of {list(TOKEN_DTYPES)}"
-            f"{nearest(data.token_dtype, TOKEN_DTYPES)}"
-        )
-    if data.token_header_bytes < 0:
-        raise RecipeError(f"--token_header_bytes must be at least 0, got {data.token_header_bytes}")
-    if data.streaming and data.data.startswith(("tokens:", "text:", "builtin:")):
-        raise RecipeError(f"--streaming true is for datasets, JSON lines and Parquet, not for --data {data.data}")
-    if data.streaming and training.dataloader_num_workers > 0:
-        raise RecipeError(
-            "--dataloader_num_workers must be 0 with --streaming, got "
-            f"{training.dataloader_num_workers}: a thread of each process reads and encodes ahead"
-        )
-
-
-def check_model(model: Any) -> None:
-    """Check what the parser cannot, where these options are among a recipe's own."""
-    if not isinstance(model, ModelArguments):
-        return
-    if model.dry_run_gpu not in GPUS:
-        raise RecipeError(
-            f"--dry_run_gpu {model.dry_run_gpu!r} is not one of {sorted(GPUS)}{nearest(model.dry_run_gpu, GPUS)}"
-        )
-    if model.dry_run_gpus is not None and model.dry_run_gpus < 1:
-        raise RecipeError(f"--dry_run_gpus must be at least 1, got {model.dry_run_gpus}")
 
 
 def _unexpected(text: str, parser: _Parser) -> str:

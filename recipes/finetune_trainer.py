@@ -55,7 +55,8 @@ class FinetuneTrainer(PretrainTrainer):
                 loss = super().evaluate(self.old, ignore_keys, "also")["also_loss"]
             finally:
                 self.args.per_device_eval_batch_size, self._evaluated = chosen, self.validation_blocks
-            self._old_metrics = {"also/loss": loss, "also/bits_per_byte": self.old.bits_per_byte(loss)}
+            bits = self.old.bits_per_byte(loss)
+            self._old_metrics = {"also/loss": loss} | ({} if bits is None else {"also/bits_per_byte": bits})
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

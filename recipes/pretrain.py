@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -39,6 +38,7 @@ from orthoopt.recipes.errors import RecipeError, TrainingStopped, nearest
 from orthoopt.recipes.memory_check import check_memory
 from orthoopt.recipes.models import build_model, fitted_config
 from orthoopt.recipes.packing import check_boundaries
+from orthoopt.recipes.same_run import check_same_run
 from orthoopt.recipes.sampling import SAMPLES, Sampler
 from orthoopt.recipes.sharding import sharded
 from orthoopt.recipes.tokenizer import cache_root, load_tokenizer, write_atomically
@@ -129,7 +129,7 @@ def train(
     callbacks: list[TrainerCallback] = [clock, Progress(bar=not training.disable_tqdm)]
     sampler, logged = None, None
     if training.should_save:
-        _check_same_run(place, run)
+        check_same_run(place, run)
         logged = _wandb_run(arguments, place, run)
         report.write_json(place.output / report.RUN, run)
         if arguments.run.optimizer is None:
@@ -236,40 +236,6 @@ def load_data(arguments: Arguments) -> tuple[Corpus, PreTrainedTokenizerFast, Pr
             document_boundaries=options.document_boundaries,
         )
     return corpus, tokenizer, data
-
-
-def _check_same_run(place: folders.Place, run: dict[str, Any]) -> None:
-    """Refuse to continue a run on another corpus, model or plan."""
-    if place.checkpoint is None:
-        return
-    earlier = report.read_json(place.checkpoint.parent / report.RUN)
-    if earlier is None:
-        return
-    before, now = earlier.get("plan_file"), run["plan_file"]
-    for key in ("plan", "model", "finetune", "parameters", "corpus"):
-        if key == "plan" and before and now:
-            continue  # what the files say counts, not where they are
-        if earlier.get(key) != run.get(key):
-            then, here = earlier.get(key), run.get(key)
-            raise RecipeError(f"{place.checkpoint} was made with {key} {then!r}, this run has {here!r}")
-    for key in ("roles", "patterns") if before and now else ():
-        if before[key] != now[key]:
-            changed = _difference(before[key], now[key])
-            raise RecipeError(
-                f"{now['path']} has other {key} than when {place.checkpoint} was made: {changed}. "
-                f"The plan of then: --plan {place.checkpoint.parent / report.PLAN} "
-                f"--learning_rate {earlier['learning_rate']!r}"
-            )
-
-
-def _difference(before: Any, now: Any) -> str:
-    """Where two versions of a plan file's roles, or of its patterns, first differ."""
-    if isinstance(before, dict):
-        role = next(role for role in before if before[role] != now[role])
-        return f"{role} had {before[role]}, now {now[role]}"
-    pairs = list(itertools.zip_longest(before, now))
-    place = next(i for i, (then, here) in enumerate(pairs) if then != here)
-    return f"pattern {place + 1} was {pairs[place][0] or 'not there'}, now {pairs[place][1] or 'not there'}"
 
 
 def _keep_plan(path: Path, plan: str | PlanFile) -> None:

@@ -198,7 +198,7 @@ def beginning(rows: list[dict[str, Any]]) -> dict[str, Any]:
     if not evaluations or evaluations[0]["step"] != 0:
         return {}
     first, last = evaluations[0], evaluations[-1]
-    before = {key: first[key] for key in ("eval_loss", "eval_bits_per_byte")}
+    before = {key: first[key] for key in ("eval_loss", "eval_bits_per_byte") if key in first}
     also = {"also": {"before": first["also"], "after": last["also"]}} if "also" in first and "also" in last else {}
     return {"before": before, **also}
 
@@ -224,9 +224,9 @@ def _tuning(run: dict[str, Any]) -> list[tuple[str, str]]:
         what = f"LoRA rank {adapter['rank']}, alpha {adapter['alpha']}, on {adapter['layers']} layers"
         lines.append(("adapter", f"{what}: {run['trainable']:,} of {run['parameters']:,} parameters are trained"))
     if run["also"]:
-        lines.append(
-            ("old text", f"{run['also']['name']}: {run['also']['bytes_scored']:,} bytes scored, not trained on")
-        )
+        size = run["also"]["bytes_scored"]
+        scored = f"{run['also']['blocks']} blocks" if size is None else f"{size:,} bytes"
+        lines.append(("old text", f"{run['also']['name']}: {scored} scored, not trained on"))
     return lines
 
 

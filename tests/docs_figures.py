@@ -1,4 +1,4 @@
-"""The tables of figures in the pages of rules, made from bench/results.
+"""The tables of figures in the README and the pages of rules, made from bench/results.
 
 python tests/docs_figures.py    writes those of every page anew
 """
@@ -14,6 +14,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RULES = sorted((ROOT / "docs" / "rules").glob("*.md"))
 MARKER = re.compile(r"^<!-- measured: (?P<arms>.+) -->\n(?P<shown>(?:(?!<!--|#).*\n)*?)<!-- end -->$", re.M)
+README = ROOT / "README.md"
+TRAINED = re.compile(r"^<!-- trained: (?P<file>\w+) -->\n(?P<shown>(?:(?!<!--|#).*\n)*?)<!-- end -->$", re.M)
+_ADAMW = ("torch.optim.AdamW", "torch.optim.AdamW+embedding_x10")
 _STEPS = {
     "adamw": "torch.optim.AdamW fused", "muon": "orthoopt.Muon", "scion": "orthoopt.Scion", "trion": "orthoopt.Trion",
     "row_norm": "orthoopt.RowNorm", "auon": "orthoopt.AuON",
@@ -64,6 +67,36 @@ def table(arms: list[str]) -> str:
     return _HEAD + "\n".join(lines) + "\n\n"
 
 
+def trained_table(name: str) -> str:
+    """A training comparison: each arm's loss, and how much lower it is than AdamW's two."""
+    result = _result(name)
+    lines = [
+        "",
+        "| arm | best lr | validation loss | lower than AdamW by | than AdamW, embedding x10, by "
+        "| tokens to AdamW's loss | optimizer, ms | state, MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, trained in sorted(result["plans"].items(), key=lambda item: item[1]["validation_loss"]["mean"]):
+        timing, reached = trained["timing"], trained["to_reference"]
+        cells = [
+            f"`{arm}`", f"{trained['best_learning_rate']:.2g}", f"{trained['validation_loss']['mean']:.3f}",
+            *(_lower(result["differences"], adamw, arm) for adamw in _ADAMW),
+            "never" if reached is None else f"{reached['share']:.0%}",
+            f"{timing['optimizer_ms']['median']:.1f}", f"{timing['state_bytes'] / 1e6:.1f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def _lower(differences: list[Any], than: str, arm: str) -> str:
+    row = next((row for row in differences if set(row["between"]) == {than, arm}), None)
+    if row is None:
+        return ""
+    sign = 1 if row["between"][0] == than else -1
+    mean, *ends = (sign * x for x in (row["difference"]["mean"], *row["difference"]["ci95"]))
+    return f"{mean:.3f}, {min(ends):.3f} to {max(ends):.3f}"
+
+
 def step_times() -> list[str]:
     """What the questions say of step times: ours, torch's, and how much faster than the fastest peer."""
     result = _result("step_cpu")
@@ -82,9 +115,12 @@ def with_tables(text: str) -> str:
     def filled(found: re.Match[str]) -> str:
         return f"<!-- measured: {found['arms']} -->\n{table(found['arms'].split(', '))}<!-- end -->"
 
-    return MARKER.sub(filled, text)
+    def compared(found: re.Match[str]) -> str:
+        return f"<!-- trained: {found['file']} -->\n{trained_table(found['file'])}<!-- end -->"
+
+    return TRAINED.sub(compared, MARKER.sub(filled, text))
 
 
 if __name__ == "__main__":
-    for page in RULES:
+    for page in (README, *RULES):
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

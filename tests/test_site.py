@@ -167,6 +167,13 @@ def test_figures_of_rules_are_those_of_the_result_files(page: Path) -> None:
         assert any(wanted in line for line in headings) or f"**{wanted}" in text, wanted
 
 
+def test_the_comparisons_in_the_readme_are_those_of_the_result_files() -> None:
+    """Mended by `python tests/docs_figures.py`."""
+    text = docs_figures.README.read_text(encoding="utf-8")
+    assert len(docs_figures.TRAINED.findall(text)) == 2
+    assert docs_figures.with_tables(text) == text
+
+
 def test_the_step_times_that_are_quoted_are_those_of_the_result_file() -> None:
     answer = " ".join((ROOT / "docs" / "faq.md").read_text(encoding="utf-8").partition("## 17.")[2].split())
     for words in docs_figures.step_times():

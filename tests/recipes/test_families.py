@@ -83,7 +83,9 @@ def test_the_setups_are_the_published_ones(name: str) -> None:
         experts = getattr(config, "num_local_experts", None) or config.num_experts
         assert (experts, config.num_experts_per_tok) == EXPERTS[name] and config.output_router_logits
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    assert rows * arguments.model.dry_run_gpus == sequences and training.max_steps == steps
+    assert rows == sequences and training.max_steps == steps
+    eight = arguments.run.batch_tokens / 1024 / arguments.model.dry_run_gpus / training.per_device_train_batch_size
+    assert eight.is_integer() and arguments.model.dry_run_gpus == 8
     # Constant, then linear over the last 40 %, no warm-up; vectors a cosine after 100 steps; no clipping; TF32.
     assert training.lr_scheduler_type == "warmup_stable_decay" and training.warmup_steps == 0
     assert arguments.run.decay_fraction == 0.4 and training.max_grad_norm == 0
@@ -95,8 +97,7 @@ def test_the_setups_are_the_published_ones(name: str) -> None:
 def test_a_full_size_run_fits_its_sample_and_the_tiny_one_is_of_its_kind(name: str) -> None:
     full, tiny = parse([name]), parse([f"{name}-tiny"])
     training = full.training
-    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * full.model.dry_run_gpus
-    tokens = rows * full.data.block_size * training.max_steps
+    tokens = full.run.batch_tokens * training.max_steps
     assert tokens <= {"sample-10BT": 10e9, "sample-100BT": 100e9}[full.data.data_config]
     assert full.data.data == "HuggingFaceFW/fineweb-edu" and full.data.streaming and full.data.tokenizer
     assert tiny.data.data == "builtin:stdlib" and full.run.plan == tiny.run.plan
