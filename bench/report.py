@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from orthoopt.bench.report_claims import claims_html, counted, files_html, gpu_line, machines_html
+from orthoopt.bench.report_finetune import finetune
 from orthoopt.bench.report_html import Figure, Part, Result, Section, figure_html, table_html
 from orthoopt.bench.report_other import anything, state_dtype
 from orthoopt.bench.report_page import SCRIPT, STYLE
@@ -21,6 +22,7 @@ from orthoopt.bench.results_file import DEFAULT_FOLDER
 
 _READERS: dict[str, Callable[[Result], Iterator[Part]]] = {
     "pretrain": training,
+    "finetune": finetune,
     "step": steps,
     "orthogonalize": orthogonalize,
     "memory": memory,

@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 
 from orthoopt.recipes.arguments import DataArguments
 from orthoopt.recipes.errors import RecipeError, nearest
 
 _SECONDS = 5.0  # for the Hub to answer
-_OFFLINE = "not checked: offline"
 
 
 def describe_data(data: DataArguments) -> list[str]:
@@ -36,8 +34,8 @@ def describe_data(data: DataArguments) -> list[str]:
         info = HfApi().dataset_info(name, timeout=_SECONDS)
     except RepositoryNotFoundError as error:
         raise RecipeError(f"--data {name}: the Hub has no such dataset, or not for you") from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError):
-        return [line, _OFFLINE]
+    except Exception as error:
+        return [line, _unknown(error)]
     card = info.card_data.to_dict() if info.card_data is not None else {}
     checked = _check_card(data, card)
     gated = f"gated ({info.gated}): accept its terms at huggingface.co/datasets/{name}" if info.gated else "open"
@@ -55,13 +53,20 @@ def describe_tokenizer(data: DataArguments) -> list[str]:
         info = HfApi().model_info(name, timeout=_SECONDS)
     except RepositoryNotFoundError as error:
         raise RecipeError(f"--tokenizer {name}: the Hub has no such repository, or not for you") from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError):
-        return [name, _OFFLINE]
+    except Exception as error:
+        return [name, _unknown(error)]
     files = {item.rfilename for item in info.siblings or ()}
     if files and "tokenizer.json" not in files:
         return [name, "on the Hub, without a tokenizer.json"]
     terms = f"gated ({info.gated}): accept its terms at huggingface.co/{name}, and log in" if info.gated else "open"
     return [name, f"on the Hub, {terms}"]
+
+
+def _unknown(error: Exception) -> str:
+    """Why nothing is known. Which errors there are changes with the library that huggingface_hub reaches the Hub by."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "not checked: offline"
+    return f"not checked: the Hub cannot be reached ({type(error).__name__})"
 
 
 def _check_card(data: DataArguments, card: Mapping[str, Any]) -> str:

@@ -29,14 +29,14 @@ class FedTrainer(Trainer):
     `data/scored_tokens`, the tokens that the training loss was over since the run began.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, clock: TrainingClock, **kwargs: Any) -> None:
+        """As Trainer's, with the clock of the run, which is among the callbacks."""
         super().__init__(*args, **kwargs)
+        self.clock = clock
         self._scored: Tensor | int = 0  # by this process
         self._waited = 0.0
-        self._clock = TrainingClock()
-        self._logged = (0.0, 0.0)  # of the last log: time waited, time trained
+        self._logged = (0.0, clock.seconds)  # of the last log: time waited, time trained
         self._scores = False
-        self.add_callback(self._clock)
         if self.stream is not None:
             self.add_callback(_StreamEpoch())
 
@@ -103,8 +103,8 @@ class FedTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what is known of the data to a training log."""
         if "loss" in logs:
-            waited, trained = self._waited - self._logged[0], self._clock.seconds - self._logged[1]
-            self._logged = (self._waited, self._clock.seconds)
+            waited, trained = self._waited - self._logged[0], self.clock.seconds - self._logged[1]
+            self._logged = (self._waited, self.clock.seconds)
             if trained > 0.0:
                 logs["data/wait_share"] = round(min(waited / trained, 1.0), 4)
             if self._keeps_apart:

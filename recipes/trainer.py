@@ -71,14 +71,16 @@ class PretrainTrainer(FedTrainer):
         self.run_arguments = run
         self.role_metrics = RoleMetrics(norms=run.log_update_norms, diagnostics=run.log_diagnostics)
         self.loss_watch = LossWatch()
-        self.clock = next((item for item in callbacks if isinstance(item, TrainingClock)), TrainingClock())
-        self.speed = Speed(model, training, arguments.data.block_size, self.clock)
+        clock = next((item for item in callbacks if isinstance(item, TrainingClock)), None)
+        if clock is None:
+            callbacks = [clock := TrainingClock(), *callbacks]
+        self.speed = Speed(model, training, arguments.data.block_size, clock)
         training.per_device_eval_batch_size = data.validation.batch_size(
             training.per_device_eval_batch_size, training.world_size
         )
         factory = optimizer_factory(arguments)
         with _saves_what_is_sharded(training, run.shard):
-            self._start(model, data, tokenizer, callbacks, training, factory)
+            self._start(model, data, tokenizer, callbacks, training, factory, clock)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
@@ -90,6 +92,7 @@ class PretrainTrainer(FedTrainer):
         callbacks: list[TrainerCallback],
         training: PretrainArguments,
         factory: tuple[type, dict[str, Any]],
+        clock: TrainingClock,
     ) -> None:
         super().__init__(
             model=model,
@@ -100,6 +103,7 @@ class PretrainTrainer(FedTrainer):
             processing_class=tokenizer,
             callbacks=[self.role_metrics, self.loss_watch, self.speed, *callbacks],
             optimizer_cls_and_kwargs=factory,
+            clock=clock,
         )
 
     def create_scheduler(

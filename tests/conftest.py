@@ -20,6 +20,8 @@ else:
     # For suites that run within a test: a mistake shows as well without being made small.
     quick = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
     hypothesis.settings.register_profile("quick", deadline=None, max_examples=15, phases=quick)
+    # Triton's interpreter takes thousands of times as long as a kernel.
+    hypothesis.settings.register_profile("interpreted", deadline=None, print_blob=True, max_examples=24)
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

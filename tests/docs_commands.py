@@ -29,8 +29,10 @@ ELSEWHERE = {
 """Commands that are not ours to check."""
 BEFORE = {"do", "then", "srun", "nohup", "time", "exec", "env"}
 """What stands before a command, with options of its own."""
-SCRIPTS = {"train.py"}
+SCRIPTS = {"train.py", "my_job.sh"}
 """The reader's own."""
+LAUNCH = {file.name for file in (ROOT / "recipes" / "launch").iterdir()}
+"""What `orthoopt launch` gives the reader."""
 _CHAINS = {"&&", "||", ";", "|", "&"}
 
 
@@ -178,10 +180,10 @@ def _parse(main: Callable[[list[str]], int], arguments: list[str], monkeypatch: 
         else:
             assert status == 0, out.getvalue()
             rest = []
-    if rest and arguments[:2] == ["bench", "pretrain"]:
+    if rest and (arguments[:2] == ["bench", "pretrain"] or arguments[0] == "tokenize"):
         from orthoopt.recipes.arguments import parse
 
-        parse(rest)  # options that the bench does not have are the recipe's
+        parse([*rest, "--learning_rate", "1e-3"])  # what these commands do not have is the recipe's
     else:
         assert not rest, f"unknown arguments {rest}"
 
@@ -263,7 +265,7 @@ def _mkdocs(arguments: list[str]) -> None:
 
 
 def _is_ours(path: str) -> None:
-    assert (ROOT / path).exists(), f"no file {path}"
+    assert path in LAUNCH | SCRIPTS or (ROOT / path).exists(), f"no file {path}"
 
 
 def assert_shows(shown: str, printed: str, shortened: bool) -> None:

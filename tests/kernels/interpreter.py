@@ -51,7 +51,8 @@ def rerun(paths: Sequence[Path], mark: str = "not slow and not gpu") -> str:
     Returns:
         The summary, such as "12 passed in 3.45s".
     """
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    profile = os.environ.get("HYPOTHESIS_PROFILE", "interpreted")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": profile}
     # Triton 3.6 loops up to arrays of one element, which NumPy 2.3 still allows, with a warning.
     ignored = "ignore:Conversion of an array with ndim:DeprecationWarning"
     options = ["-q", "-m", mark, "-W", ignored, "-p", "no:cacheprovider"]

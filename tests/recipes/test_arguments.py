@@ -111,7 +111,8 @@ def test_every_config_that_ships_can_be_read(name) -> None:
             "validation_fraction: 1.5\nlearning_rate: 1",
             "--validation_fraction must lie between 0 and 1, got 1.5",
         ),
-        ("streaming: true\nlearning_rate: 1", "give --max_steps"),
+        ("data: owner/name\nstreaming: true\nlearning_rate: 1", "give --max_steps"),
+        ("streaming: true\nlearning_rate: 1", "--streaming true is for datasets"),
         ("model_overrides: 3\nlearning_rate: 1", "--model_overrides must be"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from orthoopt.recipes import data_schema, dry_run, pretrain
 from orthoopt.recipes.arguments import DataArguments, parse
@@ -18,6 +19,13 @@ FINEWEB = {
 }
 
 
+UNKNOWN = "not checked: the Hub cannot be reached (Unreachable)"
+
+
+class Unreachable(Exception):
+    """As the errors of the library that huggingface_hub reaches the Hub by, which are no `OSError`."""
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """What the Hub would answer; by default it cannot be reached."""
@@ -27,7 +35,7 @@ def hub(monkeypatch):
         def asked(self, name, timeout):
             assert timeout <= 10
             if isinstance(what(), Exception) or what() is None:
-                raise what() or ConnectionError("no network")
+                raise what() or Unreachable("no network")
             return what()
 
         return asked
@@ -47,7 +55,7 @@ def test_a_tiny_config_is_tried_dry(hub, tmp_path: Path, monkeypatch, capsys) ->
     assert pretrain.main([*argv, "--per_device_train_batch_size", "2", "--block_size", "64"]) == 0
     text = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-    assert "OlmoeForCausalLM, 2.89M parameters" in text and "not checked: offline" in text
+    assert "OlmoeForCausalLM, 2.89M parameters" in text and UNKNOWN in text
     assert "2 rows of 64 = 128 tokens" in text and "250 steps = 32.0k tokens" in text
     for role in ("embedding", "attention", "router", "expert_in", "expert_out", "lm_head", "vector"):
         assert re.search(rf"^{role} +\w+ +[\d.]+", text, re.MULTILINE)
@@ -78,6 +86,8 @@ def test_what_would_stop_the_run_stops_the_dry_one(hub, argv, message, capsys) -
 
 def test_the_hub_is_asked_what_it_has(hub) -> None:
     options = DataArguments(data="org/texts", data_config="sample-10BT", streaming=True)
+    assert data_schema.describe_data(options)[1] == UNKNOWN
+    hub.dataset = OfflineModeIsEnabled("HF_HUB_OFFLINE=1")
     assert data_schema.describe_data(options)[1] == "not checked: offline"
     hub.dataset = card()
     assert data_schema.describe_data(options) == [
@@ -101,7 +111,7 @@ def test_the_tokenizer_is_asked_for(hub, tmp_path: Path) -> None:
     assert "trained on the corpus" in data_schema.describe_tokenizer(DataArguments())[0]
     assert data_schema.describe_tokenizer(DataArguments(tokenizer=str(tmp_path)))[0].endswith(", there")
     named = DataArguments(tokenizer="org/words")
-    assert data_schema.describe_tokenizer(named) == ["org/words", "not checked: offline"]
+    assert data_schema.describe_tokenizer(named) == ["org/words", UNKNOWN]
     hub.model = SimpleNamespace(siblings=[SimpleNamespace(rfilename="tokenizer.json")], gated="auto")
     assert "gated (auto): accept its terms" in data_schema.describe_tokenizer(named)[1]
     hub.model = SimpleNamespace(siblings=[SimpleNamespace(rfilename="model.bin")], gated=False)

@@ -28,7 +28,7 @@ def estimator_of(*argv: str, processes: int = 1) -> Estimator:
     return Estimator(config, arguments, processes=processes)
 
 
-@pytest.mark.parametrize("name", ["qwen3-0.6b-tiny", "olmoe-1b-7b-tiny"])
+@pytest.mark.parametrize("name", [pytest.param("qwen3-0.6b-tiny", marks=pytest.mark.slow), "olmoe-1b-7b-tiny"])
 def test_the_estimate_is_near_what_the_allocator_gave_out(name: str) -> None:
     """The passes within a tenth; a step within a factor of 2: it is an accelerator's, whose buckets are larger."""
     estimator = estimator_of(name, *SMALL)
@@ -52,6 +52,7 @@ def test_the_estimate_is_near_what_the_allocator_gave_out(name: str) -> None:
     assert 0.9 < (whole + memory.workspace) / (whole + step) < 2.0
 
 
+@pytest.mark.slow  # traces eight runs
 def test_parts_of_the_estimate_follow_the_settings() -> None:
     alone = estimator_of("qwen3-0.6b-tiny", *SMALL, "--log_update_norms", "false")
     weights = 4 * alone.elements
@@ -69,7 +70,10 @@ def test_parts_of_the_estimate_follow_the_settings() -> None:
     assert half.state < 0.8 * memory.state  # its vectors keep float32
 
 
-@pytest.mark.parametrize("name", ["default", "gemma3-1b-tiny", "gpt-oss-tiny", "gpt2-124m-tiny"])
+_SECONDS = [pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3-1b-tiny", "gpt-oss-tiny", "gpt2-124m-tiny")]
+
+
+@pytest.mark.parametrize("name", ["default", *_SECONDS])
 def test_what_is_found_at_once_is_more_than_the_estimate(name: str) -> None:
     estimator = estimator_of(name, *SMALL)
     assert estimator.bound() > 1.5 * estimator.memory().peak

@@ -145,7 +145,7 @@ def run_of(name: str, sandbox, output: Path, *extra: str) -> int:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(f"{name}-tiny", marks=() if name in ("gpt-oss", "gemma3-1b") else pytest.mark.slow)  # seconds each
+        pytest.param(f"{name}-tiny", marks=() if name == "gpt-oss" else pytest.mark.slow)  # seconds each
         for name in FAMILIES
     ],
 )

@@ -11,7 +11,7 @@ from orthoopt.cli import main
 from orthoopt.recipes import pretrain
 
 
-@pytest.mark.parametrize("plan", ["root", "symmetry"])
+@pytest.mark.parametrize("plan", ["root", pytest.param("symmetry", marks=pytest.mark.slow)])
 def test_a_checkpoint_of_the_recipe_can_be_fitted_to(
     plan: str, sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

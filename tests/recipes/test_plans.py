@@ -17,7 +17,13 @@ def losses_of(output: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
-@pytest.mark.parametrize("plan", plans.names())
+# Each has a kind of state of its own; the others differ from one of these in a rule, which has tests of its own.
+_QUICK = ("adamw", "dct_adamw", "muon", "scion", "symmetry", "trion")
+
+
+@pytest.mark.parametrize(
+    "plan", [pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow) for name in plans.names()]
+)
 def test_every_plan_trains_and_resumes(plan: str, sandbox, tmp_path, capfd) -> None:
     """Warnings are errors here; the learning rate is the one that the default config has for the plan."""
     short = ("--plan", plan, "--generate_sample", "false", "--save_final", "false", "--eval_strategy", "no")
