@@ -1,7 +1,7 @@
 """`orthoopt tokenize`: encode a recipe's corpus once, into a folder that `--data tokens:FOLDER` reads.
 
 orthoopt tokenize tokens/ --data text:corpus/
-orthoopt tokenize fineweb-edu/ qwen3_0.6b --max_tokens 1000000000     # a config, and what is to be changed in it
+orthoopt tokenize fineweb-edu/ qwen3-0.6b --max_tokens 1000000000     # a config, and what is to be changed in it
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Slurm: a torchrun on every node of the job, which starts a process for each of its GPUs.
-#   sbatch slurm.sh qwen3_0.6b
-#   sbatch --nodes=4 --export=ALL,OUTPUT_DIR=/shared/runs/qwen slurm.sh qwen3_0.6b --save_steps 200
+#   sbatch slurm.sh qwen3-0.6b
+#   sbatch --nodes=4 --export=ALL,OUTPUT_DIR=/shared/runs/qwen slurm.sh qwen3-0.6b --save_steps 200
 # Every start continues from the latest checkpoint in OUTPUT_DIR, so a job that is preempted, requeued or submitted
 # again goes on; what was trained after that checkpoint is trained again.
 #SBATCH --job-name=orthoopt

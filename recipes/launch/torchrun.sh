@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One machine, a process for each of its GPUs:
-#   bash torchrun.sh qwen3_0.6b --output_dir runs/qwen
+#   bash torchrun.sh qwen3-0.6b --output_dir runs/qwen
 #   RECIPE=finetune bash torchrun.sh runs/qwen --data chats.jsonl
 # PROCESSES is their number; auto takes all GPUs, or else all CPU cores.
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Several machines: start this on each of them, with the same words everywhere. Here on two, which meet at node0:
-#   HEAD=node0:29500 NODES=2 bash torchrun_nodes.sh qwen3_0.6b --output_dir /shared/runs/qwen
+#   HEAD=node0:29500 NODES=2 bash torchrun_nodes.sh qwen3-0.6b --output_dir /shared/runs/qwen
 # HEAD is the name of one of the machines and a free port of it; the output folder is one that all of them see.
 set -euo pipefail
 : "${HEAD:?is not set: the name of one machine and a free port of it, such as node0:29500}"

@@ -118,7 +118,7 @@ def test_slurm_ends_the_step_and_queues_the_job_again_before_its_time_is_up(fold
     given = job(cluster, OUTPUT_DIR="/shared/run", SLURM_JOB_ID="77")
     assert BASH is not None
     process = subprocess.Popen(
-        [BASH, str(folder / "slurm.sh"), "qwen3_0.6b", "--save_steps", "200"],
+        [BASH, str(folder / "slurm.sh"), "qwen3-0.6b", "--save_steps", "200"],
         env=given,
         stdout=subprocess.PIPE,
         text=True,
@@ -133,7 +133,7 @@ def test_slurm_ends_the_step_and_queues_the_job_again_before_its_time_is_up(fold
     one, two = log.read_text().splitlines()
     assert one == two
     assert "--nnodes=2" in one and "--rdzv_endpoint=localhost:20077" in one and "--rdzv_id=77" in one
-    recipe = "-m orthoopt.recipes.pretrain qwen3_0.6b --save_steps 200"
+    recipe = "-m orthoopt.recipes.pretrain qwen3-0.6b --save_steps 200"
     assert one.endswith(f"{recipe} --output_dir /shared/run --resume_from_checkpoint auto")
 
 
