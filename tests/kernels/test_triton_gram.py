@@ -51,10 +51,19 @@ def exactly(x: Tensor, name: str) -> Tensor:
 
 
 def tolerance(x: Tensor, name: str, dtype: torch.dtype) -> float:
-    """What torch loses in the same form and dtype, up to luck: a factor of four, and some roundings."""
-    restarts = RESTARTS[name] if dtype == HALF else ()
-    torchs = gram_newton_schulz(x / x.abs().amax(), len(table_of(name).rows), name, dtype, restarts)
-    return 4 * relative_error(torchs, exactly(x, name)) + (2e-5 if dtype == SINGLE else 5e-3)
+    """What torch loses in the same form and dtype, up to luck: a factor of four, and some roundings.
+
+    On spectra over many decades what it loses varies tenfold with the order of rows and columns, which changes the
+    order of sums alone: the worst of four orders counts.
+    """
+    restarts, exact, worst = RESTARTS[name] if dtype == HALF else (), exactly(x, name), 0.0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        rows, cols = (torch.randperm(size, generator=generator) for size in x.shape)
+        shuffled = x[rows][:, cols]
+        torchs = gram_newton_schulz(shuffled / x.abs().amax(), len(table_of(name).rows), name, dtype, restarts)
+        worst = max(worst, relative_error(torchs, exact[rows][:, cols]))
+    return 4 * worst + (2e-5 if dtype == SINGLE else 5e-3)
 
 
 @settings(max_examples=FEW)
