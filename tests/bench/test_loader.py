@@ -9,7 +9,7 @@ from orthoopt.bench import loader as bench
 
 @pytest.mark.slow  # it measures: a dozen seconds of encoding and training
 def test_the_loader_is_measured_beside_a_model(tmp_path, capsys) -> None:
-    flags = ["--megabytes", "0.3", "--block_size", "64", "--batch", "4", "--batches", "2", "--repeats", "2"]
+    flags = ["--megabytes", "0.3", "--block_size", "64", "--batch", "4", "--repeats", "2"]
     assert bench.main([*flags, "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "loader_cpu.json").read_text())
     assert result["correct"] == {"JSON lines": True, "Parquet": True}
