@@ -13,7 +13,7 @@ from pathlib import Path
 from orthoopt.bench.report_claims import claims_html, counted, files_html, gpu_line, machines_html
 from orthoopt.bench.report_finetune import finetune
 from orthoopt.bench.report_html import Figure, Part, Result, Section, figure_html, table_html
-from orthoopt.bench.report_other import anything, state_dtype
+from orthoopt.bench.report_other import anything, loader, state_dtype
 from orthoopt.bench.report_page import SCRIPT, STYLE
 from orthoopt.bench.report_polar import coefficients, dct, orthogonalize
 from orthoopt.bench.report_steps import memory, steps
@@ -29,6 +29,7 @@ _READERS: dict[str, Callable[[Result], Iterator[Part]]] = {
     "state_dtype": state_dtype,
     "coefficients": coefficients,
     "dct": dct,
+    "loader": loader,
 }
 """Benches whose files are drawn, in the order of the page."""
 

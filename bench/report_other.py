@@ -1,7 +1,8 @@
-"""The report on momenta in few bits, and on files that no part of the report is written for."""
+"""The report on momenta in few bits, on the loader, and on files that no part of the report is written for."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -72,6 +73,36 @@ def _updates(updates: Sequence[Mapping[str, Any]]) -> Figure:
         ),
         legend=[(dtype, *look) for dtype, look in looks.items()], legend_always=True,
         table=Table(("rule and spectrum", "state", "momentum, %", "update, %"), cells, left=2),
+    )  # fmt: skip
+
+
+def loader(result: Result) -> Iterator[Part]:
+    """How fast data are read, encoded and packed, beside a training step on the same machine."""
+    yield Section("The loader beside a training step", result)
+    yield partial(_rates, result.value["rates"], result.value.get("wait_share", {}))
+
+
+def _rates(rates: Mapping[str, Any], waits: Mapping[str, float]) -> Figure:
+    step = rates["training step"]["tokens_per_second"]
+    rows, cells = [], []
+    for name, row in sorted(rates.items(), key=lambda item: -item[1]["tokens_per_second"]):
+        rate, share = row["tokens_per_second"], waits.get(name)
+        waited = "" if share is None else f"{share:.1%}"
+        tip = f"{name}: {rate:,.0f} tokens a second" + (
+            f"\ntraining on it waits {waited} of the time" if waited else ""
+        )
+        hue = "c0" if name == "training step" else "c1"
+        rows.append(Row(name, f"{rate:,.0f}", hue, dots=(Dot(math.log10(rate / step), hue, "diamond", tip),), tip=tip))
+        cells.append([name, f"{rate:,.0f}", f"{rate / step:,.3g}", waited])
+    return Figure(
+        "Tokens a second, loader and model",
+        [where("rates", ANY, "tokens_per_second"), where("wait_share")],
+        "In powers of ten over the training step of the default recipe, in grey; the figures are tokens a second.",
+        lambda width: rows_chart(
+            rows, width, axis="powers of ten over a training step", refs=[(0.0, "training step")],
+            label="Rates of the loader over that of a training step",
+        ),
+        table=Table(("what", "tokens a second", "times the step", "training waits"), cells),
     )  # fmt: skip
 
 
