@@ -70,11 +70,11 @@ def _arm(place: int, seeds: int) -> dict[str, Any]:
 
 def fill(folder: Path) -> Path:
     """Write files of every kind that a folder of results may hold."""
-    loader = {"bench": "loader", "rows": [{"source": "text", "tokens_per_second": 1.2e6}, {"source": "stream"}]}
+    unknown = {"bench": "unheard_of", "rows": [{"source": "text", "tokens_per_second": 1.2e6}, {"source": "stream"}]}
     evil = {"bench": "<script>alert(1)</script>", "rows": [{"name": "</script><b>", "value": 1.0}]}
     cuda = {"bench": "dct", "machine": {"gpu": {"name": "NVIDIA H100"}}, "sizes": []}
     files: dict[str, Any] = {
-        "pretrain_dense_cpu": tuned(), "loader_cpu": loader, "evil": evil, "dct_cuda": cuda,
+        "pretrain_dense_cpu": tuned(), "unheard_of_cpu": unknown, "evil": evil, "dct_cuda": cuda,
         "broken_cpu": {"bench": "step"},
         "two_cpu": {**tuned(ARMS[:2], seeds=1), "title": "Two arms, one seed"}, "list": [1, 2],
     }  # fmt: skip
