@@ -20,8 +20,10 @@ else:
     # For suites that run within a test: a mistake shows as well without being made small.
     quick = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
     hypothesis.settings.register_profile("quick", deadline=None, max_examples=15, phases=quick)
-    # Triton's interpreter takes thousands of times as long as a kernel.
-    hypothesis.settings.register_profile("interpreted", deadline=None, print_blob=True, max_examples=24)
+    # Triton's interpreter takes thousands of times as long as a kernel: making a mistake small would take minutes.
+    hypothesis.settings.register_profile(
+        "interpreted", deadline=None, print_blob=True, max_examples=24, phases=[*quick, hypothesis.Phase.reuse]
+    )
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from spectra import eps, momentum_like, spectrum
-from strategies import matrices, matrix, relative_error
+from strategies import SPECTRA, matrices, matrix, relative_error
 from torch import Tensor
 
 from orthoopt import coefficients, orthogonalize
@@ -88,6 +88,20 @@ def test_the_gram_form_in_float16_stays_bounded(table: str, kind: str) -> None:
     kept = (s > 1e-3).double()
     core = (u.mT @ (result.double() - expected) @ vh.mT) * kept.unsqueeze(-1) * kept
     assert core.norm() < 5e-2 * expected.norm()
+
+
+@given(st.sampled_from(SPECTRA), st.integers(1, 60), st.integers(1, 80), st.integers(0, 2**31))
+def test_almost_orthogonal_rescaling_in_float16(kind: str, rows: int, cols: int, seed: int) -> None:
+    """Rows a thousand times shorter than the longest have squares that float16 does not hold, and still come out right.
+
+    A few roundings of 2^-11 a step, times the polynomial's slope at zero, 1e2: 3.4e-2 was the most of 1500 draws.
+    """
+    x = matrix(rows, cols, kind, seed).float()
+    x = x / x.abs().amax()
+    result = gram_newton_schulz(x, 4, "aol4", torch.float16, restarts=(2,))
+    expected = gram_newton_schulz(x.double(), 4, "aol4")
+    assert torch.linalg.matrix_norm(result.double(), 2) < 1.15  # 1.05 by the table
+    assert relative_error(result, expected) < 5e-2
 
 
 @pytest.mark.parametrize("kind", ["log", "rank_one", "momentum"])
