@@ -42,7 +42,7 @@ def start(x: Tensor, table: Table, dtype: torch.dtype) -> Start:
     """
     factor = power_of_two(x, _HEADROOM).to(x.dtype)
     if table.start == "aol" and dtype == torch.float16:
-        # Rows far below the largest entry have squares that float16 does not hold, and their scale is to bring them to one.
+        # Rows far below the largest entry have squares that float16 does not hold, and their scale brings them to one.
         wide = torch.mul(x, factor, out=torch.empty_like(x, dtype=_wide(x.dtype)))
         x = (wide * aol_scale(syrk(wide))).to(dtype)
         return Start(x, syrk(x), None)
