@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def measure(options: argparse.Namespace, device: torch.device, folder: Path) -> 
         "encoding alone": (lambda: sum(len(ids) for ids, _ in encode(texts, tokenizer)), len(tokens))
     }
     for name, feed in feeds.items():
-        calls[name] = (lambda feed=feed: list(islice(feed, batches)), batches * size)  # type: ignore[misc]
+        calls[name] = partial(_take, feed, batches), batches * size
     fixed = next(feeds["tokens on disk"])
     calls["training step"] = (lambda: step(fixed), size)
     for call, _ in calls.values():
@@ -123,6 +124,12 @@ def measure(options: argparse.Namespace, device: torch.device, folder: Path) -> 
         "rates": rows,
         "wait_share": waits,
     }  # fmt: skip
+
+
+def _take(feed: Iterator[Batch], count: int) -> None:
+    """Have so many batches made."""
+    for _ in islice(feed, count):
+        pass
 
 
 def _first(texts: Iterable[str], most: int) -> Iterator[str]:

@@ -140,7 +140,7 @@ class Together(Optimizer):
         """Let this object's groups be the parts' own, which their steps read."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch's types also return a loss
         """Step each."""
         if closure is not None:
             raise ValueError("several optimizers cannot share a closure")

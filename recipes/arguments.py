@@ -60,6 +60,17 @@ class Arguments(NamedTuple):
     """What config and command line say, without defaults."""
 
     @property
+    def routing(self) -> dict[str, Any]:
+        """The keywords of `orthoopt.param_groups`, `orthoopt.explain` and `OptimizerFactory` for this run."""
+        return {
+            "plan": self.plan,
+            "lr": self.learning_rate,
+            "weight_decay": self.training.weight_decay,
+            "overrides": self.overrides,
+            "options": self.plan_options,
+        }
+
+    @property
     def plan_name(self) -> str:
         """The plan's name, or its file's without the folder; of another optimizer, the function's."""
         if self.run.optimizer is not None:

@@ -34,7 +34,7 @@ def describe_data(data: DataArguments) -> list[str]:
         info = HfApi().dataset_info(name, timeout=_SECONDS)
     except RepositoryNotFoundError as error:
         raise RecipeError(f"--data {name}: the Hub has no such dataset, or not for you") from error
-    except Exception as error:
+    except Exception as error:  # of whatever library reaches the Hub; `_unknown` says which
         return [line, _unknown(error)]
     card = info.card_data.to_dict() if info.card_data is not None else {}
     checked = _check_card(data, card)
@@ -53,7 +53,7 @@ def describe_tokenizer(data: DataArguments) -> list[str]:
         info = HfApi().model_info(name, timeout=_SECONDS)
     except RepositoryNotFoundError as error:
         raise RecipeError(f"--tokenizer {name}: the Hub has no such repository, or not for you") from error
-    except Exception as error:
+    except Exception as error:  # as above
         return [name, _unknown(error)]
     files = {item.rfilename for item in info.siblings or ()}
     if files and "tokenizer.json" not in files:

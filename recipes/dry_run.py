@@ -58,14 +58,7 @@ def dry_run(arguments: Arguments) -> str:
 
 def _explained(estimator: Estimator, arguments: Arguments) -> Explanation:
     try:
-        return explain(
-            estimator.model,
-            arguments.plan,
-            lr=arguments.learning_rate,
-            weight_decay=arguments.training.weight_decay,
-            overrides=arguments.overrides,
-            options=arguments.plan_options,
-        )
+        return explain(estimator.model, **arguments.routing)
     except (TypeError, ValueError) as error:
         raise RecipeError(str(error)) from error
 

@@ -1,9 +1,11 @@
-"""The one error a recipe raises for something the user typed, and how it suggests the name that was meant."""
+"""The errors that end a recipe, what they come to on a command line, and how they suggest the name that was meant."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 
 
 class RecipeError(ValueError):
@@ -12,6 +14,26 @@ class RecipeError(ValueError):
 
 class TrainingStopped(RuntimeError):
     """Training went wrong and was ended; `orthoopt pretrain` prints it in one line and exits with status 1."""
+
+
+def exit_status(command: str, run: Callable[[], object]) -> int:
+    """Run a command; 0, 1 if training was stopped, 2 for what the user can mend, 130 if interrupted."""
+    try:
+        run()
+    except RecipeError as error:
+        _say(f"{command}: error: {error}")
+        return 2
+    except TrainingStopped as error:
+        _say(f"{command}: stopped: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have the same to say
+        print(line, file=sys.stderr)
 
 
 def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str:

@@ -75,14 +75,7 @@ def meta_model(config: PretrainedConfig) -> PreTrainedModel:
 def meta_optimizer(model: PreTrainedModel, arguments: Arguments) -> torch.optim.Optimizer:
     """The run's optimizer for a model on the meta device. Raises `RecipeError` for a plan that does not fit it."""
     try:
-        return OptimizerFactory()(
-            model,
-            plan=arguments.plan,
-            lr=arguments.learning_rate,
-            weight_decay=arguments.training.weight_decay,
-            overrides=arguments.overrides,
-            options=arguments.plan_options,
-        )
+        return OptimizerFactory()(model, **arguments.routing)
     except (TypeError, ValueError) as error:
         raise RecipeError(str(error)) from error
 

@@ -10,7 +10,6 @@ torchrun --standalone --nproc_per_node=2 -m orthoopt.recipes.finetune MODEL_FOLD
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from orthoopt.recipes import finetune_data, lora, pretrain, record
 from orthoopt.recipes.arguments import Arguments
-from orthoopt.recipes.errors import RecipeError, TrainingStopped
+from orthoopt.recipes.errors import RecipeError, exit_status
 from orthoopt.recipes.finetune_arguments import FinetuneArguments, parse_finetune
 from orthoopt.recipes.finetune_trainer import FinetuneTrainer
 from orthoopt.recipes.models import changed_config
@@ -32,19 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns 0, 1 if training was stopped, 2 for a wrong option, 130 if interrupted.
     """
-    try:
-        finetune(parse_finetune(sys.argv[1:] if argv is None else argv))
-    except RecipeError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"orthoopt finetune: error: {error}", file=sys.stderr)
-        return 2
-    except TrainingStopped as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"orthoopt finetune: stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    return exit_status("orthoopt finetune", lambda: finetune(parse_finetune(words)))
 
 
 def finetune(arguments: Arguments) -> dict[str, Any]:

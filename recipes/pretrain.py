@@ -34,7 +34,7 @@ from orthoopt.recipes.callbacks import Progress, TrainingClock
 from orthoopt.recipes.corpus import Corpus, load_corpus
 from orthoopt.recipes.data import PretrainData, prepare_data
 from orthoopt.recipes.dry_run import dry_run
-from orthoopt.recipes.errors import RecipeError, TrainingStopped, nearest
+from orthoopt.recipes.errors import RecipeError, exit_status, nearest
 from orthoopt.recipes.memory_check import check_memory
 from orthoopt.recipes.models import build_model, fitted_config
 from orthoopt.recipes.packing import check_boundaries
@@ -53,23 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns 0, 1 if training was stopped, 2 for a wrong option, 130 if interrupted.
     """
-    try:
-        arguments = parse(sys.argv[1:] if argv is None else argv)
-        if arguments.model.dry_run:
-            print(dry_run(arguments))
-        else:
-            pretrain(arguments)
-    except RecipeError as error:
-        if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have the same to say
-            print(f"orthoopt pretrain: error: {error}", file=sys.stderr)
-        return 2
-    except TrainingStopped as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"orthoopt pretrain: stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    return exit_status("orthoopt pretrain", lambda: _run(parse(words)))
+
+
+def _run(arguments: Arguments) -> None:
+    if arguments.model.dry_run:
+        print(dry_run(arguments))
+    else:
+        pretrain(arguments)
 
 
 def pretrain(arguments: Arguments) -> dict[str, Any]:

@@ -40,18 +40,10 @@ RESULT_KEYS = (
 
 def _routing(arguments: Arguments, model: PreTrainedModel) -> list[dict[str, Any]]:
     """Which rule every parameter gets, as plain data."""
-    training = arguments.training
     if arguments.run.optimizer is not None:
         return []
     try:
-        assignments = dispatch.assign(
-            model,
-            arguments.plan,
-            lr=arguments.learning_rate,
-            weight_decay=training.weight_decay,
-            overrides=arguments.overrides,
-            options=arguments.plan_options,
-        )
+        assignments = dispatch.assign(model, **arguments.routing)
     except (TypeError, ValueError) as error:
         raise RecipeError(str(error)) from error
     return [

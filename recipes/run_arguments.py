@@ -100,9 +100,8 @@ class PretrainArguments(TrainingArguments):
         self.names_output_dir = self.output_dir is not None  # if not, the run chooses a free folder
         if not torch.accelerator.is_available():
             self.use_cpu = True  # unless it is told so, Accelerate takes processes on CPUs for one
-        wanted: bool | None = self.tf32  # type: ignore[has-type]
-        self.wants_tf32 = bool(wanted)
-        if wanted and not torch.cuda.is_available():
+        self.wants_tf32 = bool(getattr(self, "tf32", None))
+        if self.wants_tf32 and not torch.cuda.is_available():
             self.tf32 = None  # there is none, and transformers would refuse
         super().__post_init__()
         if getattr(self, "include_num_input_tokens_seen", "no") == "no":

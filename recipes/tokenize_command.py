@@ -15,22 +15,15 @@ from typing import Any
 
 from orthoopt.recipes.arguments import parse
 from orthoopt.recipes.corpus import load_corpus
-from orthoopt.recipes.errors import RecipeError
+from orthoopt.recipes.errors import RecipeError, exit_status
 from orthoopt.recipes.token_files import write_tokens
 from orthoopt.recipes.tokenizer import cache_root, load_tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse `argv` (by default the command line's) and encode; 0, 2 for a wrong option, 130 if interrupted."""
-    try:
-        options, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-        print(tokenize(Path(options.folder), rest, options.max_tokens))
-    except RecipeError as error:
-        print(f"orthoopt tokenize: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    options, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
+    return exit_status("orthoopt tokenize", lambda: print(tokenize(Path(options.folder), rest, options.max_tokens)))
 
 
 def tokenize(folder: Path, argv: Sequence[str], max_tokens: int | None) -> str:

@@ -46,11 +46,14 @@ def _saves_what_is_sharded(training: PretrainArguments, shard: bool) -> Iterator
 
 def optimizer_factory(arguments: Arguments) -> tuple[type, dict[str, Any]]:
     """What Trainer builds the optimizer with: a class that is called with the model, and keywords."""
-    rates = {"lr": arguments.learning_rate, "weight_decay": arguments.training.weight_decay}
-    if arguments.run.optimizer is not None:
-        return NamedOptimizer, rates | {"target": arguments.run.optimizer, "options": arguments.optimizer_options}
-    options = {"plan": arguments.plan, "overrides": arguments.overrides, "options": arguments.plan_options}
-    return OptimizerFactory, rates | options
+    if arguments.run.optimizer is None:
+        return OptimizerFactory, arguments.routing
+    return NamedOptimizer, {
+        "target": arguments.run.optimizer,
+        "lr": arguments.learning_rate,
+        "weight_decay": arguments.training.weight_decay,
+        "options": arguments.optimizer_options,
+    }
 
 
 class PretrainTrainer(FedTrainer):

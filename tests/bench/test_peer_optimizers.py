@@ -103,9 +103,15 @@ def test_a_stack_of_experts_goes_to_adamw_where_the_method_takes_matrices_alone(
 
 def test_what_it_takes_to_reach_a_loss() -> None:
     curve = [(10, 5.0), (20, 4.0), (30, 3.0)]
+
+    def steps(targets: list[float], curves: list[list[tuple[int, float]]]) -> float:
+        found = to_reach(targets, curves, 30, 3000, None)
+        assert found is not None and found["share"] == found["steps"] / 30
+        return found["steps"]
+
     assert to_reach([3.5], [curve], 30, 3000, 100.0) == {"steps": 25, "tokens": 2500, "share": 25 / 30, "seconds": 2.5}
     assert to_reach([3.0], [curve], 30, 3000, None) == {"steps": 30, "tokens": 3000, "share": 1.0}
     assert to_reach([3.5, 2.9], [curve, curve], 30, 3000, None) is None  # one seed never does
-    assert to_reach([3.5, 4.5], [curve, curve], 30, 3000, None)["steps"] == 20  # type: ignore[index]
-    assert to_reach([6.0], [curve], 30, 3000, None)["steps"] == 10  # type: ignore[index]
-    assert to_reach([3.5], [[(10, float("nan")), (20, 3.0)]], 30, 3000, None)["steps"] == 20  # type: ignore[index]
+    assert steps([3.5, 4.5], [curve, curve]) == 20
+    assert steps([6.0], [curve]) == 10
+    assert steps([3.5], [[(10, float("nan")), (20, 3.0)]]) == 20

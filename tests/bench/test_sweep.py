@@ -29,7 +29,7 @@ class Bowl:
 
 def run(bowl: Bowl, storage: Path, middle: float = 4e-3, **options: object) -> dict[str, list[Trial]]:
     middles = dict.fromkeys(bowl.bottoms, middle)
-    return search(middles, {arm: arm for arm in middles}, bowl, **({"trials": 7, "storage": storage} | options))  # type: ignore[arg-type]
+    return search(middles, {arm: arm for arm in middles}, bowl, **({"trials": 7, "storage": storage} | options))
 
 
 def test_every_arm_comes_near_its_own_best_with_arms_in_turn(tmp_path: Path) -> None:

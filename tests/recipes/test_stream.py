@@ -140,10 +140,10 @@ def test_blocks_hold_the_documents_in_order(tokenizer) -> None:
 
 
 def test_a_prepared_stream_has_held_out_blocks_and_is_not_kept(tokenizer, tmp_path) -> None:
-    corpus = Corpus(CorpusInfo("test", None, None, None, None), Lists([documents(30)]), documents(9, 1), streaming=True)  # type: ignore[arg-type]
+    corpus = Corpus(CorpusInfo("test", None, None, None, None), Lists([documents(30)]), documents(9, 1), streaming=True)
     data = prepare_data(corpus, tokenizer, block_size=16, eval_blocks=3, cache=tmp_path, seed=5, shuffle_window=8)
     expected = TokenStream(Order(Lists([documents(30)]), seed=5, window=8), tokenizer, 16)
-    assert [block["input_ids"].tolist() for block in islice(data.train, 9)] == [  # type: ignore[arg-type]
+    assert [block["input_ids"].tolist() for block in islice(data.train, 9)] == [
         block["input_ids"].tolist() for block in islice(expected, 9)
     ]
     assert len(data.validation) == 3 and data.train_tokens is None and not list(tmp_path.iterdir())
