@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,10 @@ def test_the_comparisons_in_the_readme_are_those_of_the_result_files() -> None:
     text = docs_figures.README.read_text(encoding="utf-8")
     assert len(docs_figures.TRAINED.findall(text)) == 2
     assert docs_figures.with_tables(text) == text
+    told = text.partition("**AdamW against the symmetry stack.**")[2].partition("![")[0]
+    tables = " ".join(found["shown"] for found in docs_figures.TRAINED.finditer(text))
+    figures = re.findall(r"-?\d\.\d{3}", told)
+    assert len(figures) > 15 and not [figure for figure in figures if figure not in tables]
 
 
 def test_the_step_times_that_are_quoted_are_those_of_the_result_file() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,27 +24,38 @@ _FULL, _FIRST, _LAST = 1, 2, 4
 def records(path: Path) -> Iterator[bytes]:
     """The records of a .wandb file, LevelDB's log: chunks of crc, length and kind, none over the end of a block."""
     data = path.read_bytes()
-    assert data[:7] == b":W&B" + struct.pack("<HB", 0xBEE1, 0)
+    assert data[:7] in (b"", b":W&B" + struct.pack("<HB", 0xBEE1, 0))
     place, record = 7, b""
     while place + 7 <= len(data):
         if _BLOCK - place % _BLOCK < 7:  # too short for a chunk's head
             place += _BLOCK - place % _BLOCK
             continue
         length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        if place + 7 + length > len(data):  # not all written yet
+            return
         record = (b"" if kind in (_FULL, _FIRST) else record) + data[place + 7 : place + 7 + length]
         if kind in (_FULL, _LAST):
             yield record
         place += 7 + length
 
 
-def offline_run(folder: Path) -> tuple[str, list[dict[str, Any]]]:
-    """The run's id and the rows of its history, of a folder that `wandb sync` takes."""
+def finished_records(path: Path) -> list[Any]:
+    """The records of a run that ended. wandb's own process closes the file, maybe after `finish` has returned."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    for _ in range(600):
+        held = [Record.FromString(data) for data in records(path)]
+        if held and held[-1].HasField("exit"):
+            return held
+        time.sleep(0.1)
+    raise AssertionError(f"{path} does not end in an exit record after a minute: {len(held)} records")
+
+
+def offline_run(folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The run's id and the rows of its history, of a folder that `wandb sync` takes."""
     (path,) = folder.glob("run-*.wandb")
     identity, rows = "", []
-    for data in records(path):
-        record = Record.FromString(data)
+    for record in finished_records(path):
         if record.HasField("run"):
             identity = record.run.run_id
         elif record.HasField("history"):
