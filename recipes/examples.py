@@ -75,6 +75,10 @@ class Encoder:
         return Example(np.array(ids, dtype=np.int64), scored, np.array(sizes, dtype=np.int64))
 
     def _chat(self, messages: list[dict[str, Any]], where: str) -> Example:
+        if self.tokenizer.chat_template is None:
+            raise RecipeError(
+                f"{where}: a chat, and the tokenizer has no chat template: give --chat_template chatml, or a file"
+            )
         text = self._render(messages, where)
         encoding = self._as_markup.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.int64)

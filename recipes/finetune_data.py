@@ -42,7 +42,11 @@ def load(
     encoder = Encoder(tokenizer, arguments.data.block_size, options.completions_only)
     parts = [[row for row, out in zip(rows, held, strict=True) if out is wanted] for wanted in (False, True)]
     train, validation = (list(encode_rows(part, kind, encoder, name)) for part in parts)
-    for what, part in (("training", train), ("held-out", validation)):
+    for what, given, part in (("training", parts[0], train), ("held-out", parts[1], validation)):
+        if not given:
+            raise RecipeError(
+                f"--data {name}: all {len(rows)} rows are one and the same: some must differ, to be held out"
+            )
         if not part:
             raise RecipeError(f"--data {name}: no {what} row has a completion within --block_size {encoder.block_size}")
     digest = hashlib.sha256("".join(keys).encode()).hexdigest()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,13 +15,16 @@ from orthoopt.recipes.errors import RecipeError, nearest
 
 
 def find_function(target: str) -> Callable[..., Optimizer]:
-    """The function that `MODULE:FUNCTION` names.
+    """The function that `MODULE:FUNCTION` names; modules of the folder the run was started in are found last.
 
     Raises `RecipeError` when it has another form, or there is no such module or function in it.
     """
     module_name, _, function_name = target.partition(":")
     if not (module_name and function_name):
         raise RecipeError(f"--optimizer {target!r} must be MODULE:FUNCTION, such as my_optimizers:build")
+    here = os.getcwd()
+    if here not in sys.path:  # where commands of a package do not look; at the end, for names there may be libraries'
+        sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

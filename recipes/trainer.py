@@ -30,6 +30,7 @@ from orthoopt.recipes.optimizers import NamedOptimizer
 from orthoopt.recipes.schedules import decay_steps, with_minimum, with_vector_schedule
 from orthoopt.recipes.speed import Speed, perplexity
 from orthoopt.recipes.watch import LossWatch, Seen
+from orthoopt.roles import roles
 
 
 @contextlib.contextmanager
@@ -54,6 +55,11 @@ def optimizer_factory(arguments: Arguments) -> tuple[type, dict[str, Any]]:
         "weight_decay": arguments.training.weight_decay,
         "options": arguments.optimizer_options,
     }
+
+
+def _may_skip_parameters(model: nn.Module) -> bool:
+    """Whether a batch may leave parameters without gradients: experts of their own modules that no token chose."""
+    return any(item.role == "router" for item in roles(model))
 
 
 class PretrainTrainer(FedTrainer):
@@ -81,6 +87,8 @@ class PretrainTrainer(FedTrainer):
         training.per_device_eval_batch_size = data.validation.batch_size(
             training.per_device_eval_batch_size, training.world_size
         )
+        if training.ddp_find_unused_parameters is None and not _may_skip_parameters(model):
+            training.ddp_find_unused_parameters = False  # else DDP looks in every step for what is not there, and warns
         factory = optimizer_factory(arguments)
         with _saves_what_is_sharded(training, run.shard):
             self._start(model, data, tokenizer, callbacks, training, factory, clock)

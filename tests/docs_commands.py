@@ -148,8 +148,11 @@ def _without_synopsis(arguments: list[str]) -> list[str]:
 
 
 def _provide_files(arguments: list[str]) -> None:
-    """Files that the reader is assumed to have: a plan after --plan or plan, else a config."""
+    """Files that the reader is assumed to have: a plan after --plan or plan, an optimizer's module, else a config."""
     for before, word in zip(["", *arguments], arguments, strict=False):
+        if before == "--optimizer" and "." not in word:
+            module, _, function = word.partition(":")
+            Path(f"{module}.py").write_text(f"def {function}(model, **options): ...\n", encoding="utf-8")
         for name in word.split(","):
             if name.endswith((".yaml", ".yml")) and not Path(name).exists():
                 Path(name).parent.mkdir(parents=True, exist_ok=True)

@@ -62,8 +62,14 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer) -> None:
     tokenizer.chat_template = "{% for message in messages %}{{ loop.revindex }} {{ message['content'] }}\n{% endfor %}"
     with pytest.raises(RecipeError, match="row 7: the chat template changes a turn"):
         Encoder(tokenizer, 500, True)(CHAT, "messages", "row 7")
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(RecipeError, match="row 7: the chat template refuses it: roles must alternate"):
+        Encoder(tokenizer, 500, True)(CHAT, "messages", "row 7")
+
+
+def test_a_chat_without_a_template_is_told_where_to_get_one(tokenizer) -> None:
     tokenizer.chat_template = None
-    with pytest.raises(RecipeError, match="row 7: the chat template refuses it"):
+    with pytest.raises(RecipeError, match="row 7: .*give --chat_template chatml, or a file"):
         Encoder(tokenizer, 500, True)(CHAT, "messages", "row 7")
 
 

@@ -180,6 +180,13 @@ def test_wrong_options_are_named_in_one_line(finished, sandbox, pairs, tmp_path,
     assert message in error and error.count("\n") == 1
 
 
+def test_rows_that_all_say_the_same_are_told_apart_from_rows_too_long(finished, sandbox, tmp_path, capsys) -> None:
+    same = tmp_path / "same.jsonl"
+    same.write_text((json.dumps({"prompt": "value", "completion": "index"}) + "\n") * 8)
+    assert finetune.main(flags(finished, sandbox, same, tmp_path / "run")) == 2
+    assert "all 8 rows are one and the same" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -56,6 +57,21 @@ def test_two_optimizers_as_one_train_and_resume_to_the_same_numbers(sandbox, tmp
 def test_what_is_no_optimizer_is_named(sandbox, tmp_path, flags, message, capsys) -> None:
     assert pretrain.main(sandbox.flags(tmp_path / "run", "--learning_rate", "0.01", *flags)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_module_beside_the_run_is_found(tmp_path, monkeypatch) -> None:
+    (tmp_path / "optimizers_of_my_own.py").write_text(
+        "import torch\n"
+        "def build(model, *, lr, weight_decay):\n"
+        "    return torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    built = NamedOptimizer()(
+        torch.nn.Linear(2, 2), target="optimizers_of_my_own:build", lr=0.5, weight_decay=0.25, options={}
+    )
+    assert isinstance(built, torch.optim.SGD)
+    assert built.defaults["lr"] == 0.5 and built.defaults["weight_decay"] == 0.25
 
 
 def test_it_needs_a_rate_of_its_own() -> None:

@@ -123,6 +123,7 @@ def test_two_ranks_train_as_one_with_twice_the_batch(shard: str, sandbox, finish
     done = run_on_two(*sandbox.flags(tmp_path / "two", *extra))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("validation  ") == 1  # the first rank alone speaks
+    assert "find_unused_parameters" not in done.stderr
     one, two = result_of(finished.output), result_of(tmp_path / "two")
     assert two["world_size"] == 2 and two["tokens"] == one["tokens"]
     # The same blocks in the same steps; fp32 gradients summed in another order, through 12 steps.
