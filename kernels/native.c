@@ -25,7 +25,7 @@ typedef struct {
     moving by;
     double keep;
     int kind, blend, move; /* blend: whether the signal is not the buffer itself; move: whether the buffer still moves */
-    team own;
+    int threads;
     int64_t chunk_rows, chunks;
     double *of_rows;    /* lengths (row norm) or sums of magnitudes (AuON) */
     double *of_chunks;  /* a number a chunk */
@@ -41,28 +41,23 @@ static int is_small(double factor) { return factor == 0 || (fabs(factor) > 1e-30
 
 static int64_t end_of(const task *t, int64_t chunk) { return least((chunk + 1) * t->chunk_rows, t->m->rows); }
 
-/* The rows of a chunk in groups of GROUP that lie far apart, then singly. Which rows go together changes no result. */
-#define FOR_GROUPS(t, chunk, row, step, many)                                                             \
-    for (int64_t first = (chunk) * (t)->chunk_rows, height = end_of(t, chunk) - first, step = height / GROUP, \
-                 done = 0, row, many;                                                                     \
-         done < height && (many = done < step * GROUP ? GROUP : 1,                                        \
-                           row = first + (many > 1 ? done / GROUP : done), 1);                            \
-         done += many)
+#define FOR_ROWS(t, chunk, row) \
+    for (int64_t row = (chunk) * (t)->chunk_rows, end = end_of(t, chunk); row < end; row++)
+/* GROUP at a time, then singly. Which rows go together follows from the shape. */
+#define FOR_GROUPS(t, chunk, row, many)                                                 \
+    for (int64_t row = (chunk) * (t)->chunk_rows, end = end_of(t, chunk), many;         \
+         row < end && (many = end - row < GROUP ? 1 : GROUP, 1); row += many)
 
-/* walk() over parts of rows, `out` null where the signal is not stored. */
-static void walk_part(const task *t, int64_t row, int64_t step, int many, int64_t from, int64_t count, float *const *out,
-                      int move, sums *found) {
-    float wide[GROUP][BLOCK], *buffer[GROUP];
-    const float *grad[GROUP] = {NULL};
-    for (int k = 0; k < many; k++) {
-        buffer[k] = (float *)row_of(&t->m->buffer, row + k * step) + from;
-        if (t->blend || move)
-            grad[k] = read_floats(row_of(&t->m->grad, row + k * step), t->m->grad.type, from, count, wide[k]);
-    }
-#define WALK(what)                                                                   \
-    do {                                                                             \
-        if (many == GROUP) walk(t->by, grad, buffer, out, GROUP, count, what, found); \
-        else walk(t->by, grad, buffer, out, 1, count, what, found);                   \
+/* walk() over a part of a row, `out` null where the signal is not stored. */
+static void walk_part(const task *t, int64_t row, int64_t from, int64_t count, float *out, int move, int weigh,
+                      sums *found) {
+    float wide[BLOCK], *buffer = (float *)row_of(&t->m->buffer, row) + from;
+    const float *grad = NULL;
+    if (t->blend || move) grad = read_floats(row_of(&t->m->grad, row), t->m->grad.type, from, count, wide);
+#define WALK(what)                                                                       \
+    do {                                                                                 \
+        if (weigh) walk(t->by, grad, buffer, out, count, (what) | WEIGH, found);         \
+        else walk(t->by, grad, buffer, out, count, what, found);                         \
     } while (0)
     if (!move && !t->blend) WALK(0);
     else if (!move) WALK(BLEND | STORE);
@@ -72,13 +67,11 @@ static void walk_part(const task *t, int64_t row, int64_t step, int many, int64_
     else WALK(MOVE | BLEND | STORE);
 }
 
-static void walk_rows(const task *t, int64_t row, int64_t step, int many, float *const *out, int move, sums *found) {
-    float *part[GROUP];
-    memset(found, 0, many * sizeof *found);
-    for (int64_t from = 0; from < t->m->cols; from += BLOCK) {
-        for (int k = 0; out && k < many; k++) part[k] = out[k] + from;
-        walk_part(t, row, step, many, from, least(BLOCK, t->m->cols - from), out ? part : NULL, move, found);
-    }
+static sums walk_row(const task *t, int64_t row, float *out, int move, int weigh) {
+    sums found = {0, 0};
+    for (int64_t from = 0; from < t->m->cols; from += BLOCK)
+        walk_part(t, row, from, least(BLOCK, t->m->cols - from), out ? out + from : NULL, move, weigh, &found);
+    return found;
 }
 
 /* A part of a row of the signal: where it is, or made again in `space`. */
@@ -86,7 +79,7 @@ static const float *signal_of(const task *t, int64_t row, int64_t from, int64_t 
     if (!t->blend) return (const float *)row_of(&t->m->buffer, row) + from;
     if (t->stored) return t->stored + row * t->m->cols + from;
     sums unused = {0, 0};
-    walk_part(t, row, 0, 1, from, count, &space, 0, &unused);
+    walk_part(t, row, from, count, space, 0, 0, &unused);
     return space;
 }
 
@@ -110,73 +103,53 @@ static void subtract(const operand *param, int64_t row, int64_t from, const floa
                      double factor) {
     float space[BLOCK];
     char *numbers = row_of(param, row);
-    const float *source = read_floats(numbers, param->type, from, count, space), small = factor;
+    const float *source = read_floats(numbers, param->type, from, count, space);
     float *target = param->type == F32 ? (float *)numbers + from : space;
-    if (is_small(factor)) blend_rows(&target, &source, &x, 1, count, keep, &small);
+    if (is_small(factor)) blend(target, source, x, count, keep, factor);
     else
         for (int64_t i = 0; i < count; i++) target[i] = keep * source[i] - factor * x[i];
     if (param->type == BF16) write_bfloat16((uint16_t *)numbers + from, target, count);
 }
 
-static void subtract_rows(const task *t, int64_t row, int64_t step, int many, const double *factor) {
-    float space[GROUP][BLOCK], *target[GROUP], small[GROUP];
-    const float *x[GROUP];
-    int plain = many == GROUP && t->m->param.type == F32;
-    for (int k = 0; k < many; k++) {
-        plain &= is_small(factor[k]);
-        small[k] = factor[k];
-    }
+static void subtract_row(const task *t, int64_t row, double factor) {
+    float space[BLOCK];
     for (int64_t from = 0; from < t->m->cols; from += BLOCK) {
         const int64_t count = least(BLOCK, t->m->cols - from);
-        for (int k = 0; k < many; k++) {
-            x[k] = signal_of(t, row + k * step, from, count, space[k]);
-            target[k] = (float *)row_of(&t->m->param, row + k * step) + from;
-            if (!plain) subtract(&t->m->param, row + k * step, from, x[k], count, t->keep, factor[k]);
-        }
-        if (plain) blend_rows(target, (const float *const *)target, x, GROUP, count, t->keep, small);
+        subtract(&t->m->param, row, from, signal_of(t, row, from, count, space), count, t->keep, factor);
     }
 }
 
 /* ---------------------------------------------------------------------------------------------------- row norm */
 
-static void subtract_normalized(const task *t, int64_t row, int64_t step, int many, double damping) {
-    double factor[GROUP];
-    for (int k = 0; k < many; k++) {
-        const double length = t->of_rows[row + k * step];
-        const double damped = t->kind == CLAMP ? fmax(length, FLOOR) : length + damping;
-        factor[k] = damped == 0 ? 0 : t->m->factor / damped;
-    }
-    subtract_rows(t, row, step, many, factor);
+static void subtract_normalized(const task *t, int64_t row, double damping) {
+    const double length = t->of_rows[row], damped = t->kind == CLAMP ? fmax(length, FLOOR) : length + damping;
+    subtract_row(t, row, damped == 0 ? 0 : t->m->factor / damped);
 }
 
 static void move_and_measure(void *with, int64_t chunk, int64_t slot) {
     const task *t = with;
     (void)slot;
-    FOR_GROUPS(t, chunk, row, step, many) {
-        sums found[GROUP];
-        float *out[GROUP];
-        for (int k = 0; t->stored && k < many; k++) out[k] = t->stored + (row + k * step) * t->m->cols;
-        walk_rows(t, row, step, many, t->stored ? out : NULL, 1, found);
-        for (int k = 0; k < many; k++)
-            t->of_rows[row + k * step] = sqrt(safe_squares(t, row + k * step, found[k].squares));
-        if (t->kind != RELATIVE) subtract_normalized(t, row, step, many, FLOOR);
+    FOR_ROWS(t, chunk, row) {
+        const sums found = walk_row(t, row, t->stored ? t->stored + row * t->m->cols : NULL, 1, 0);
+        t->of_rows[row] = sqrt(safe_squares(t, row, found.squares));
+        if (t->kind != RELATIVE) subtract_normalized(t, row, FLOOR);
     }
 }
 
 static void subtract_all_normalized(void *with, int64_t chunk, int64_t slot) {
     const task *t = with;
     (void)slot;
-    FOR_GROUPS(t, chunk, row, step, many) subtract_normalized(t, row, step, many, t->damping);
+    FOR_ROWS(t, chunk, row) subtract_normalized(t, row, t->damping);
 }
 
 static void row_norm(task *t) {
     if (t->kind != RELATIVE) t->stored = NULL; /* each row is used at once */
-    each(&t->own, t->chunks, 0, move_and_measure, t);
+    each(t->threads, t->chunks, FORWARDS, move_and_measure, t);
     if (t->kind != RELATIVE) return;
     double squares = 0;
     for (int64_t row = 0; row < t->m->rows; row++) squares += t->of_rows[row] * t->of_rows[row];
     t->damping = DAMPING * sqrt(squares / t->m->rows);
-    each(&t->own, t->chunks, 1, subtract_all_normalized, t); /* backwards: what was written last is in cache */
+    each(t->threads, t->chunks, BACKWARDS, subtract_all_normalized, t); /* backwards: what was written last is in cache */
 }
 
 /* -------------------------------------------------------------------------------------------------------- AuON */
@@ -204,19 +177,15 @@ static void move_and_sum(void *with, int64_t chunk, int64_t slot) {
     float *q = t->of_columns + chunk * 2 * cols;
     double squares = 0;
     if (t->kind == SPECTRAL_BOUND) memset(q, 0, 2 * cols * sizeof *q);
-    FOR_GROUPS(t, chunk, row, step, many) {
-        sums found[GROUP];
+    FOR_GROUPS(t, chunk, row, many) {
         const float *rows[GROUP];
-        float p[GROUP], *out[GROUP];
+        float p[GROUP];
         for (int k = 0; k < many; k++) {
-            const int64_t this = row + k * step;
-            out[k] = t->stored ? t->stored + this * cols : t->row_space + (slot * GROUP + k) * cols;
-            rows[k] = t->blend ? out[k] : (const float *)row_of(&t->m->buffer, this);
-        }
-        walk_rows(t, row, step, many, t->blend ? out : NULL, t->move, found);
-        for (int k = 0; k < many; k++) {
-            squares += safe_squares(t, row + k * step, found[k].squares);
-            p[k] = t->of_rows[row + k * step] = found[k].magnitudes;
+            float *out = t->stored ? t->stored + (row + k) * cols : t->row_space + (slot * GROUP + k) * cols;
+            const sums found = walk_row(t, row + k, t->blend ? out : NULL, t->move, 1);
+            squares += safe_squares(t, row + k, found.squares);
+            p[k] = t->of_rows[row + k] = found.magnitudes;
+            rows[k] = t->blend ? out : (const float *)row_of(&t->m->buffer, row + k);
         }
         if (t->kind != SPECTRAL_BOUND) continue;
         if (many == GROUP) add_columns(rows, p, GROUP, q, q + cols, cols);
@@ -255,17 +224,17 @@ static void weigh_rows(void *with, int64_t chunk, int64_t slot) {
     double largest = 0;
     float space[GROUP][BLOCK];
     (void)slot;
-    FOR_GROUPS(t, chunk, row, step, many) {
+    FOR_GROUPS(t, chunk, row, many) {
         double sum[GROUP] = {0};
         for (int64_t from = 0; from < cols; from += BLOCK) {
             const int64_t count = least(BLOCK, cols - from);
             const float *x[GROUP];
-            for (int k = 0; k < many; k++) x[k] = signal_of(t, row + k * step, from, count, space[k]);
+            for (int k = 0; k < many; k++) x[k] = signal_of(t, row + k, from, count, space[k]);
             if (many == GROUP) weigh(x, GROUP, q + from, count, sum);
             else weigh(x, 1, q + from, count, sum);
         }
         for (int k = 0; k < many; k++)
-            if (t->of_rows[row + k * step] > 0) largest = fmax(largest, sum[k] / t->of_rows[row + k * step]);
+            if (t->of_rows[row + k] > 0) largest = fmax(largest, sum[k] / t->of_rows[row + k]);
     }
     t->of_chunks[chunk] = largest;
 }
@@ -279,7 +248,7 @@ static void sum_sinh_squared(void *with, int64_t chunk, int64_t slot) {
     double total = 0;
     (void)slot;
     for (int64_t i = 0; i < BLOCK; i++) ones[i] = 1;
-    for (int64_t row = chunk * t->chunk_rows; row < end_of(t, chunk); row++)
+    FOR_ROWS(t, chunk, row)
         for (int64_t from = 0; from < cols; from += BLOCK) {
             const int64_t count = least(BLOCK, cols - from);
             const float *x = signal_of(t, row, from, count, space);
@@ -298,16 +267,14 @@ static void sum_sinh_squared(void *with, int64_t chunk, int64_t slot) {
 static void subtract_signal(void *with, int64_t chunk, int64_t slot) {
     const task *t = with;
     (void)slot;
-    double factor[GROUP];
-    for (int k = 0; k < GROUP; k++) factor[k] = t->factor;
-    FOR_GROUPS(t, chunk, row, step, many) subtract_rows(t, row, step, many, factor);
+    FOR_ROWS(t, chunk, row) subtract_row(t, row, t->factor);
 }
 
 static void auon(task *t) {
     const double size = (double)t->m->rows * t->m->cols;
     double squares = 0, unit = 1;
     t->move = 1;
-    each(&t->own, t->chunks, 0, move_and_sum, t);
+    each(t->threads, t->chunks, FORWARDS, move_and_sum, t);
     t->move = 0;
     for (int64_t chunk = 0; chunk < t->chunks; chunk++) squares += t->of_chunks[chunk];
     const double norm = sqrt(squares);
@@ -318,24 +285,24 @@ static void auon(task *t) {
         t->by.from_grad *= unit;
         t->by.from_buffer *= unit;
         t->blend = 1;
-        each(&t->own, t->chunks, 1, move_and_sum, t);
+        each(t->threads, t->chunks, BACKWARDS, move_and_sum, t);
     }
     if (t->kind == SPECTRAL_BOUND) {
         const double beta = weigh_columns(t);
         double alpha = 0;
-        each(&t->own, t->chunks, 1, weigh_rows, t);
+        each(t->threads, t->chunks, BACKWARDS, weigh_rows, t);
         for (int64_t chunk = 0; chunk < t->chunks; chunk++) alpha = fmax(alpha, t->of_chunks[chunk]);
         const double bound = sqrt(alpha * beta) / unit;
         if (bound > 0 && bound < norm) divisor = bound;
     } else if (norm > 0 && size < (1 << 22)) { /* from there on the brake is one to float32's rounding */
         double total = 0;
         t->factor = 1 / (norm * unit);
-        each(&t->own, t->chunks, 1, sum_sinh_squared, t);
+        each(t->threads, t->chunks, BACKWARDS, sum_sinh_squared, t);
         for (int64_t chunk = 0; chunk < t->chunks; chunk++) total += t->of_chunks[chunk];
         divisor *= sqrt(1 + total / size);
     }
     t->factor = divisor == 0 ? 0 : t->m->factor / (divisor * unit);
-    each(&t->own, t->chunks, 0, subtract_signal, t);
+    each(t->threads, t->chunks, FORWARDS, subtract_signal, t);
 }
 
 /* ------------------------------------------------------------------------------------------- elementwise steps */
@@ -344,14 +311,14 @@ static void move_and_copy(void *with, int64_t chunk, int64_t slot) {
     const task *t = with;
     float signal[BLOCK];
     (void)slot;
-    for (int64_t row = chunk * t->chunk_rows; row < end_of(t, chunk); row++)
+    FOR_ROWS(t, chunk, row)
         for (int64_t from = 0; from < t->m->cols; from += BLOCK) {
             const int64_t count = least(BLOCK, t->m->cols - from);
             char *out = row_of(&t->m->param, row);
             const int narrow = t->m->param.type == BF16;
             float *to = narrow ? signal : (float *)out + from;
             sums unused = {0, 0};
-            walk_part(t, row, 0, 1, from, count, &to, 1, &unused);
+            walk_part(t, row, from, count, to, 1, 0, &unused);
             if (narrow) write_bfloat16((uint16_t *)out + from, signal, count);
         }
 }
@@ -360,7 +327,7 @@ static void subtract_given(void *with, int64_t chunk, int64_t slot) {
     const task *t = with;
     float wide[BLOCK];
     (void)slot;
-    for (int64_t row = chunk * t->chunk_rows; row < end_of(t, chunk); row++)
+    FOR_ROWS(t, chunk, row)
         for (int64_t from = 0; from < t->m->cols; from += BLOCK) {
             const int64_t count = least(BLOCK, t->m->cols - from);
             const float *x = read_floats(row_of(&t->m->grad, row), t->m->grad.type, from, count, wide);
@@ -368,8 +335,8 @@ static void subtract_given(void *with, int64_t chunk, int64_t slot) {
         }
 }
 
-static void momentum_into(task *t) { each(&t->own, t->chunks, 0, move_and_copy, t); }
-static void subtract_updates(task *t) { each(&t->own, t->chunks, 0, subtract_given, t); }
+static void momentum_into(task *t) { each(t->threads, t->chunks, FORWARDS, move_and_copy, t); }
+static void subtract_updates(task *t) { each(t->threads, t->chunks, FORWARDS, subtract_given, t); }
 
 /* --------------------------------------------------------------------------------------------------- entrances */
 
@@ -378,35 +345,40 @@ static void (*const rules[])(task *) = {row_norm, auon, momentum_into, subtract_
 
 typedef struct { task common; matrix *all; int64_t *small; int rule; char *bytes; size_t area; } job;
 
+/* Where the next cache line begins: what lies across two costs two to write. */
+static float *next_line(const void *at) { return (float *)(((uintptr_t)at + 63) & ~(uintptr_t)63); }
+
 /* Chunks and sums of a task, from its shape alone; returns the bytes that they take. */
 static size_t lay_out(task *t, int rule, char *bytes) {
     const int64_t rows = t->m->rows, cols = t->m->cols;
-    t->chunk_rows = (CHUNK + cols - 1) / cols;
+    /* What AuON adds up by chunks must not depend on who does it; of the others chunks are a matter of speed alone. */
+    const int64_t numbers = rule == AUON ? CHUNK : most(CHUNK, rows * cols / (4 * t->threads));
+    t->chunk_rows = (numbers + cols - 1) / cols;
     if (rule == AUON) /* chunks of few rows would have column sums as large as themselves */
         t->chunk_rows = most(most(t->chunk_rows, 8 * GROUP), (rows + MOST_CHUNKS - 1) / MOST_CHUNKS);
     t->chunk_rows = (t->chunk_rows + GROUP - 1) / GROUP * GROUP;
     t->chunks = (rows + t->chunk_rows - 1) / t->chunk_rows;
     if (rule > AUON) return 0;
     t->of_rows = (double *)bytes;
-    t->of_chunks = t->of_rows + rows;
-    float *next = (float *)(t->of_chunks + t->chunks);
+    t->of_chunks = (double *)next_line(t->of_rows + rows);
+    float *next = next_line(t->of_chunks + t->chunks);
     if (rule == AUON) {
         t->of_columns = next;
-        t->row_space = t->of_columns + (2 * t->chunks + 1) * cols;
-        next = t->row_space + t->own.threads * GROUP * cols;
+        t->row_space = next_line(t->of_columns + (2 * t->chunks + 1) * cols);
+        next = next_line(t->row_space + t->threads * GROUP * cols);
     }
     if (t->blend && rows * cols <= STORED) {
         t->stored = next;
-        next += rows * cols;
+        next = next_line(next + rows * cols);
     }
-    return ((char *)next - bytes + 63) & ~(size_t)63;
+    return (char *)next - bytes;
 }
 
 static void run_alone(void *with, int64_t index, int64_t slot) {
     const job *j = with;
     task t = j->common;
     t.m = j->all + j->small[index];
-    t.own = (team){NULL, 1};
+    t.threads = 1;
     lay_out(&t, j->rule, j->bytes + slot * j->area);
     rules[j->rule](&t);
 }
@@ -421,9 +393,8 @@ static operand operand_of(const int64_t *x, int64_t type, int64_t stack) {
  * A line of the table is stack, rows, cols, the three types as base-4 digits, and for param, grad and buffer: address,
  * stride of the stack, stride of a row. `numbers`: decay, weight, from_grad, from_buffer, keep; then a factor a line.
  * Returns 0, or 1 without having touched anything where memory is out. */
-int orthoopt_step(int rule, int kind, int64_t lines, const int64_t *table, const double *numbers, parallel_fn *parallel,
-                  int threads) {
-    const team everyone = {parallel, parallel && threads > 1 ? threads : 1};
+int orthoopt_step(int rule, int kind, int64_t lines, const int64_t *table, const double *numbers, int threads) {
+    threads = parallel && threads > 1 ? threads : 1;
     int64_t count = 0, few = 0;
     for (int64_t line = 0; line < lines; line++) count += table[13 * line];
     if (count == 0) return 0;
@@ -434,27 +405,27 @@ int orthoopt_step(int rule, int kind, int64_t lines, const int64_t *table, const
     if (!j.all) return 1;
     j.small = (int64_t *)(j.all + count);
     matrix *m = j.all;
-    for (int64_t line = lines - 1; line >= 0; line--) { /* backwards: the gradients checked last are in cache */
+    for (int64_t line = 0; line < lines; line++) {
         const int64_t *x = table + 13 * line;
-        for (int64_t stack = x[0] - 1; stack >= 0; stack--)
+        for (int64_t stack = 0; stack < x[0]; stack++)
             *m++ = (matrix){operand_of(x + 4, x[3] & 3, stack), operand_of(x + 7, x[3] >> 2 & 3, stack),
                             operand_of(x + 10, x[3] >> 4 & 3, stack), x[1], x[2], numbers[5 + line]};
     }
-    const int64_t large = count < 2 * everyone.threads ? 4 * CHUNK : LARGE;
+    const int64_t large = count < 2 * threads ? 4 * CHUNK : LARGE;
     size_t bytes = 0;
     for (int64_t i = 0; i < count; i++) {
         task t = j.common;
         t.m = j.all + i;
-        t.own.threads = 1;
-        if (everyone.threads > 1 && t.m->rows * t.m->cols >= large) {
-            t.own.threads = everyone.threads;
+        t.threads = 1;
+        if (threads > 1 && t.m->rows * t.m->cols >= large) {
+            t.threads = threads;
             bytes = most(bytes, lay_out(&t, rule, NULL));
         } else {
             j.area = most(j.area, lay_out(&t, rule, NULL));
             j.small[few++] = i;
         }
     }
-    reserve *taken = take_reserve(most(bytes, j.area * everyone.threads));
+    reserve *taken = take_reserve(most(bytes, j.area * threads));
     if (!taken) {
         free(j.all);
         return 1;
@@ -467,11 +438,11 @@ int orthoopt_step(int rule, int kind, int64_t lines, const int64_t *table, const
         }
         task t = j.common;
         t.m = j.all + i;
-        t.own = everyone;
+        t.threads = threads;
         lay_out(&t, rule, j.bytes);
         rules[rule](&t);
     }
-    each(&everyone, few, 0, run_alone, &j);
+    each(threads, few, BACKWARDS, run_alone, &j); /* backwards: the gradients checked last are in cache */
     give_reserve(taken);
     free(j.all);
     return 0;
@@ -517,10 +488,10 @@ static void look(void *with, int64_t chunk, int64_t slot) {
 }
 
 /* Whether every number of a table of address, count, type is finite. */
-int orthoopt_all_finite(int64_t lines, const int64_t *table, parallel_fn *parallel, int threads) {
+int orthoopt_all_finite(int64_t lines, const int64_t *table, int threads) {
     scan s = {table, lines, 0};
     int64_t chunks = 0;
     for (int64_t line = 0; line < lines; line++) chunks += (table[3 * line + 1] + SCAN - 1) / SCAN;
-    each(&(team){parallel, threads}, chunks, 0, look, &s);
+    each(threads, chunks, FORWARDS, look, &s);
     return !s.bad;
 }

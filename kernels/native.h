@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define BLOCK 1024 /* numbers converted and moved at a time: 4 KiB, so that what is read twice is in the first cache */
-#define GROUP 4    /* rows walked at a time: memory serves several streams faster than one after the other */
+#define GROUP 4    /* rows whose sums with a line of columns are taken together: the line is read once for all of them */
 /* Unrolled, so that the sums of each row stay in registers. */
 #define EACH_ROW(k, many) _Pragma("GCC unroll 4") for (int k = 0; k < many; k++)
 #define INLINE static inline __attribute__((always_inline))
@@ -18,7 +18,9 @@ INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* ------------------------------------------------------------------------------------------------------- sums */
 
-#if defined(__AVX__)
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
 #define LANES 8
 #else
 #define LANES 4
@@ -30,11 +32,15 @@ typedef int32_t bits __attribute__((vector_size(4 * LANES)));
 INLINE lanes at(const float *x, int64_t i) { return *(const lanes *)(x + i); }
 INLINE lanes magnitude(lanes x) { return (lanes)((bits)x & 0x7fffffff); }
 
+typedef double wide_lanes __attribute__((vector_size(8 * LANES)));
+
 INLINE double sum_of(lanes x) {
-    double total = 0;
-    for (int lane = 0; lane < LANES; lane += 4)
-        total += ((double)x[lane] + x[lane + 1]) + ((double)x[lane + 2] + x[lane + 3]);
-    return total;
+    const wide_lanes wide = __builtin_convertvector(x, wide_lanes);
+    double sum[LANES];
+    memcpy(sum, &wide, sizeof sum);
+    _Pragma("GCC unroll 4") for (int half = LANES / 2; half > 0; half /= 2)
+        _Pragma("GCC unroll 8") for (int lane = 0; lane < half; lane++) sum[lane] += sum[lane + half];
+    return sum[0];
 }
 
 /* Adds Σ|x|·y of `many` rows x, at most BLOCK numbers of each. `many` is a constant wherever this is called, as below. */
@@ -51,48 +57,40 @@ INLINE void weigh(const float *const *x, int many, const float *y, int64_t count
 
 typedef struct { float decay, weight, from_grad, from_buffer; } moving; /* of reference_steps.Moving */
 typedef struct { double squares, magnitudes; } sums;
-enum { MOVE = 1, BLEND = 2, STORE = 4 };
+enum { MOVE = 1, BLEND = 2, STORE = 4, WEIGH = 8 };
 
-/* One walk over at most BLOCK numbers of `many` rows: moves the buffers, makes the signals, stores them, and adds their
- * squares and magnitudes to what was found. `what` is a constant too. */
-INLINE void walk(moving by, const float *const *grad, float *const *buffer, float *const *out, int many, int64_t count,
-                 int what, sums *found) {
-    lanes squares[GROUP] = {{0}}, magnitudes[GROUP] = {{0}};
+/* One walk over at most BLOCK numbers of a row: moves the buffer, makes the signal, stores it, and adds its squares,
+ * and with WEIGH its magnitudes, to what was found. `what` is a constant too. */
+INLINE void walk(moving by, const float *grad, float *buffer, float *out, int64_t count, int what, sums *found) {
+    lanes squares = {0}, magnitudes = {0};
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        EACH_ROW(k, many) {
-            lanes x = at(buffer[k], i), g = {0};
-            if (what & (MOVE | BLEND)) g = at(grad[k], i);
-            if (what & MOVE) *(lanes *)(buffer[k] + i) = x = by.decay * x + by.weight * g;
-            if (what & BLEND) x = by.from_grad * g + by.from_buffer * x;
-            if (what & STORE) *(lanes *)(out[k] + i) = x;
-            squares[k] += x * x;
-            magnitudes[k] += magnitude(x);
-        }
-    EACH_ROW(k, many) {
-        float few_squares = 0, few_magnitudes = 0;
-        for (int64_t j = i; j < count; j++) {
-            float x = buffer[k][j];
-            if (what & MOVE) buffer[k][j] = x = by.decay * x + by.weight * grad[k][j];
-            if (what & BLEND) x = by.from_grad * grad[k][j] + by.from_buffer * x;
-            if (what & STORE) out[k][j] = x;
-            few_squares += x * x;
-            few_magnitudes += fabsf(x);
-        }
-        found[k].squares += sum_of(squares[k]) + few_squares;
-        found[k].magnitudes += sum_of(magnitudes[k]) + few_magnitudes;
+    for (; i + LANES <= count; i += LANES) {
+        lanes x = at(buffer, i), g = {0};
+        if (what & (MOVE | BLEND)) g = at(grad, i);
+        if (what & MOVE) *(lanes *)(buffer + i) = x = by.decay * x + by.weight * g;
+        if (what & BLEND) x = by.from_grad * g + by.from_buffer * x;
+        if (what & STORE) *(lanes *)(out + i) = x;
+        squares += x * x;
+        if (what & WEIGH) magnitudes += magnitude(x);
     }
+    float few_squares = 0, few_magnitudes = 0;
+    for (; i < count; i++) {
+        float x = buffer[i];
+        if (what & MOVE) buffer[i] = x = by.decay * x + by.weight * grad[i];
+        if (what & BLEND) x = by.from_grad * grad[i] + by.from_buffer * x;
+        if (what & STORE) out[i] = x;
+        few_squares += x * x;
+        if (what & WEIGH) few_magnitudes += fabsf(x);
+    }
+    found->squares += sum_of(squares) + few_squares;
+    if (what & WEIGH) found->magnitudes += sum_of(magnitudes) + few_magnitudes;
 }
 
-/* target ← keep·source − factor·x for `many` rows. */
-INLINE void blend_rows(float *const *target, const float *const *source, const float *const *x, int many, int64_t count,
-                       float keep, const float *factor) {
+/* target ← keep·source − factor·x */
+INLINE void blend(float *target, const float *source, const float *x, int64_t count, float keep, float factor) {
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        EACH_ROW(k, many)
-            *(lanes *)(target[k] + i) = keep * at(source[k], i) - factor[k] * at(x[k], i);
-    for (; i < count; i++)
-        EACH_ROW(k, many) target[k][i] = keep * source[k][i] - factor[k] * x[k][i];
+    for (; i + LANES <= count; i += LANES) *(lanes *)(target + i) = keep * at(source, i) - factor * at(x, i);
+    for (; i < count; i++) target[i] = keep * source[i] - factor * x[i];
 }
 
 /* -------------------------------------------------------------------------------------------------- conversions */
@@ -121,22 +119,43 @@ static void write_bfloat16(uint16_t *restrict narrow, const float *restrict wide
 
 /* ----------------------------------------------------------------------------------------------------- threads */
 
-typedef void parallel_fn(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel, of torch's own OpenMP */
-typedef struct { parallel_fn *parallel; int threads; } team;
-typedef void body_fn(void *with, int64_t index, int64_t slot);
-typedef struct { body_fn *body; void *with; int64_t count; int backwards; atomic_long next, slots; } loop;
+typedef void parallel_fn(void (*)(void *), void *, unsigned, unsigned);
+typedef int number_fn(void);
+static parallel_fn *parallel;
+static number_fn *number;
 
+/* GOMP_parallel and omp_get_thread_num, of torch's own OpenMP; without them there is one thread. */
+void orthoopt_threads(parallel_fn *of_torch, number_fn *in_torch) {
+    parallel = of_torch;
+    number = in_torch;
+}
+
+typedef void body_fn(void *with, int64_t index, int64_t slot);
+typedef struct { _Alignas(64) atomic_long taken; } share;
+typedef struct { body_fn *body; void *with; int64_t count; int backwards, threads, parts; share *shares; } loop;
+/* LAST_FIRST: of one share that all take from, where the last are the longest. */
+enum { FORWARDS, BACKWARDS, LAST_FIRST };
+
+/* First the thread's own share, which is the same part of every loop, so that it finds in its cache what it left there;
+ * then what others have not come to. */
 static void work_through(void *shared) {
     loop *l = shared;
-    int64_t slot = atomic_fetch_add(&l->slots, 1);
-    for (int64_t i; (i = atomic_fetch_add(&l->next, 1)) < l->count;)
-        l->body(l->with, l->backwards ? l->count - 1 - i : i, slot);
+    const int slot = l->threads > 1 ? number() : 0;
+    for (int step = 0; step < l->parts; step++) {
+        const int64_t whose = (slot + step) % l->parts;
+        const int64_t first = l->count * whose / l->parts, many = l->count * (whose + 1) / l->parts - first;
+        for (int64_t i; (i = atomic_fetch_add(&l->shares[whose].taken, 1)) < many;)
+            l->body(l->with, first + (l->backwards ? many - 1 - i : i), slot);
+    }
 }
 
 /* body(with, index, slot) for every index, shared out; slots number the threads at work. */
-static void each(const team *all, int64_t count, int backwards, body_fn *body, void *with) {
-    loop l = {body, with, count, backwards, 0, 0};
-    if (all->parallel && all->threads > 1 && count > 1) all->parallel(work_through, &l, all->threads, 0);
+static void each(int threads, int64_t count, int order, body_fn *body, void *with) {
+    threads = parallel && count > 1 ? threads : 1;
+    share shares[threads];
+    memset(shares, 0, sizeof shares);
+    loop l = {body, with, count, order != FORWARDS, threads, order == LAST_FIRST ? 1 : threads, shares};
+    if (threads > 1) parallel(work_through, &l, threads, 0);
     else work_through(&l);
 }
 

@@ -58,14 +58,15 @@ _tried = False
 
 
 class Library(NamedTuple):
-    """The loaded functions, and torch's own way to run one on several threads (None: there is only one)."""
+    """The loaded functions, which run on the threads of torch's own OpenMP."""
 
     step: Any
     all_finite: Any
     product: Any
     tile: tuple[int, int]
     """Rows and columns of a tile of a product."""
-    parallel: int | None
+    threads: tuple[int, int] | None
+    """Addresses of ``GOMP_parallel`` and ``omp_get_thread_num``; None: there is one thread."""
 
 
 def available() -> bool:
@@ -102,22 +103,29 @@ def _try_to_load() -> Library | None:
 def _load(steps: Path, products: Path) -> Library:
     loops, multiply = ctypes.CDLL(str(steps)), ctypes.CDLL(str(products))
     pointer, many = ctypes.c_void_p, ctypes.c_int64
-    loops.orthoopt_step.argtypes = (ctypes.c_int, ctypes.c_int, many, pointer, pointer, pointer, ctypes.c_int)
-    loops.orthoopt_all_finite.argtypes = (many, pointer, pointer, ctypes.c_int)
-    multiply.orthoopt_product.argtypes = (pointer, pointer, ctypes.c_int)
-    tile = (multiply.orthoopt_tile_rows(), multiply.orthoopt_tile_cols())
-    return Library(loops.orthoopt_step, loops.orthoopt_all_finite, multiply.orthoopt_product, tile, _parallel())
+    loops.orthoopt_step.argtypes = (ctypes.c_int, ctypes.c_int, many, pointer, pointer, ctypes.c_int)
+    loops.orthoopt_all_finite.argtypes = (many, pointer, ctypes.c_int)
+    multiply.orthoopt_product.argtypes = (pointer, ctypes.c_int)
+    tile, threads = (multiply.orthoopt_tile_rows(), multiply.orthoopt_tile_cols()), _threads()
+    for unit in (loops, multiply) if threads is not None else ():
+        unit.orthoopt_threads.argtypes = (pointer, pointer)
+        unit.orthoopt_threads(*threads)
+    return Library(loops.orthoopt_step, loops.orthoopt_all_finite, multiply.orthoopt_product, tile, threads)
 
 
-def _parallel() -> int | None:
-    """Address of the OpenMP entry that torch itself uses: a second pool would compete with torch's for the cores."""
+def _threads() -> tuple[int, int] | None:
+    """The OpenMP entries that torch itself uses: a second pool of threads would compete with torch's for the cores."""
     try:
         torch_itself = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        # Looked up through torch's library, the symbol is that of the OpenMP library that torch depends on.
-        return ctypes.cast(torch_itself.GOMP_parallel, ctypes.c_void_p).value
+        # Looked up through torch's library, the symbols are those of the OpenMP library that torch depends on.
+        found = [getattr(torch_itself, name) for name in ("GOMP_parallel", "omp_get_thread_num")]
+        parallel, number = (ctypes.cast(entry, ctypes.c_void_p).value for entry in found)
     except (OSError, AttributeError):
+        parallel = number = None
+    if parallel is None or number is None:
         logger.info("torch has no GOMP_parallel here: compiled loops use one thread")
         return None
+    return parallel, number
 
 
 def _built(unit: Unit, tuning: str) -> Path:

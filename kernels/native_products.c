@@ -204,15 +204,15 @@ static int64_t width_of_both(const product *p) {
     return 16 * (lines | 1);
 }
 
-static void multiply_one(const team *own, part t) {
+static void multiply_one(int threads, part t) {
     const product *p = t.p;
     t.both = width_of_both(p);
     for (t.from = 0; t.from < p->inner; t.from += DEEP) {
         t.deep = least(DEEP, p->inner - t.from);
-        each(own, panels(p->cols, ACROSS), 0, pack_right, &t);
-        each(own, panels(p->rows, TALL), 1, multiply_rows, &t); /* backwards: of a triangle the longest come first */
+        each(threads, panels(p->cols, ACROSS), FORWARDS, pack_right, &t);
+        each(threads, panels(p->rows, TALL), p->symmetric ? LAST_FIRST : FORWARDS, multiply_rows, &t);
     }
-    if (p->symmetric) each(own, panels(p->rows, 64), 1, mirror, &t);
+    if (p->symmetric) each(threads, panels(p->rows, 64), LAST_FIRST, mirror, &t);
 }
 
 typedef struct { const product *p; float *space; int64_t area; } stack_of;
@@ -220,7 +220,7 @@ typedef struct { const product *p; float *space; int64_t area; } stack_of;
 static void multiply_alone(void *with, int64_t stack, int64_t slot) {
     const stack_of *s = with;
     float *space = s->space + slot * s->area;
-    multiply_one(&(team){NULL, 1}, (part){.p = s->p, .stack = stack, .a = space, .b = space + TALL * DEEP});
+    multiply_one(1, (part){.p = s->p, .stack = stack, .a = space, .b = space + TALL * DEEP});
 }
 
 /* The sides of a tile, of which those above the diagonal of a symmetric result are left out. */
@@ -229,17 +229,17 @@ int orthoopt_tile_cols(void) { return ACROSS; }
 
 /* C ← beta·D + alpha·A B for a stack of matrices, none of which has a side of zero. Returns 0, or 1 without having
  * touched anything where memory is out. */
-int orthoopt_product(const product *p, parallel_fn *parallel, int threads) {
-    const team everyone = {parallel, parallel && threads > 1 ? threads : 1};
+int orthoopt_product(const product *p, int threads) {
+    threads = parallel && threads > 1 ? threads : 1;
     const int64_t right = most(panels(p->cols, ACROSS) * ACROSS, width_of_both(p)) * DEEP, area = TALL * DEEP + right;
     int64_t alone = p->stack;
-    if (everyone.threads > 1 && p->rows * p->cols * p->inner >= SHARED) alone -= alone % everyone.threads;
-    reserve *taken = take_reserve(everyone.threads * area * sizeof(float));
+    if (threads > 1 && p->rows * p->cols * p->inner >= SHARED) alone -= alone % threads;
+    reserve *taken = take_reserve(threads * area * sizeof(float));
     if (!taken) return 1;
     float *space = (float *)(taken + 1);
-    each(&everyone, alone, 0, multiply_alone, &(stack_of){p, space, area});
+    each(threads, alone, FORWARDS, multiply_alone, &(stack_of){p, space, area});
     for (int64_t stack = alone; stack < p->stack; stack++)
-        multiply_one(&everyone, (part){.p = p, .stack = stack, .b = space, .a = space + right});
+        multiply_one(threads, (part){.p = p, .stack = stack, .b = space, .a = space + right});
     give_reserve(taken);
     return 0;
 }

@@ -108,7 +108,7 @@ def _product(a: Tensor, b: Tensor, c: Tensor | None, beta: Scalar, alpha: Scalar
         out.data_ptr(), out.stride(-2), _stack(out), stack, a.shape[-2], b.shape[-1], a.shape[-1],
         alpha, beta, 1,
     )  # fmt: skip
-    if loops.product(ctypes.byref(product), loops.parallel, torch.get_num_threads()):
+    if loops.product(ctypes.byref(product), torch.get_num_threads()):
         return None
     if not out.is_inference():
         increment_version(out)

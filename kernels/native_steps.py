@@ -179,7 +179,7 @@ def all_finite(grads: Sequence[Tensor]) -> bool:
         else:
             table.extend((grad.data_ptr(), grad.numel(), kind))
     if loops is not None and table:
-        found = loops.all_finite(len(table) // 3, table.buffer_info()[0], loops.parallel, torch.get_num_threads())
+        found = loops.all_finite(len(table) // 3, table.buffer_info()[0], torch.get_num_threads())
         if not found:
             return False
     return all(bool(torch.isfinite(grad).all()) for grad in left)
@@ -247,7 +247,7 @@ def _run(loops: Library, rule: int, kind: int, table: array[int], numbers: array
     """Whether it was done; one thing alone stops the loops before they begin, the want of memory for their sums."""
     addresses = table.buffer_info()[0], numbers.buffer_info()[0]
     lines = len(table) // _LINE
-    return loops.step(rule, kind, lines, *addresses, loops.parallel, torch.get_num_threads()) == 0
+    return loops.step(rule, kind, lines, *addresses, torch.get_num_threads()) == 0
 
 
 def _is_plain(tensor: Tensor) -> bool:
