@@ -9,10 +9,10 @@ from orthoopt.kernels.products import axpy_matmul, symm_matmul, symm_poly, symme
 from orthoopt.kernels.reference_steps import STILL, Moving
 from orthoopt.kernels.steps import (
     all_finite,
-    auon_step,
     finite_gate,
     momentum_into,
-    row_norm_step,
+    prepare_auon_step,
+    prepare_row_norm_step,
     subtract_updates,
 )
 
@@ -20,11 +20,11 @@ __all__ = [
     "STILL",
     "Moving",
     "all_finite",
-    "auon_step",
     "axpy_matmul",
     "finite_gate",
     "momentum_into",
-    "row_norm_step",
+    "prepare_auon_step",
+    "prepare_row_norm_step",
     "subtract_updates",
     "symm_matmul",
     "symm_poly",

@@ -1,13 +1,15 @@
-"""Symmetric products of float32 matrices on a CPU by compiled loops that leave out what is above the diagonal.
+"""Products of float32 matrices on a CPU by compiled loops, which leave out what is above a symmetric result's diagonal.
 
 Torch's products compute all of it, or, in bands of rows, five eighths. Here it is little more than a half, at the rate
-of torch's library; and of matrices no larger than a cache, without copying operands into panels first.
+of torch's library or above; and of matrices no larger than a cache, without copying operands into panels first. Other
+products are torch's own wherever its library makes use of the whole width of the registers.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,12 +18,14 @@ from torch.nn import Parameter
 
 from orthoopt.kernels import reference
 from orthoopt.kernels.native import library
-from orthoopt.kernels.reference import Scalar, axpy_matmul
+from orthoopt.kernels.reference import Scalar
 
 __all__ = ["axpy_matmul", "symm_matmul", "symm_poly", "symmetric_share", "syrk"]
 
 LEAST_ROWS = 16
 """Below, a call costs more than its product."""
+
+_LANES_OF_512_BITS = 16
 
 _PLAIN = (Tensor, Parameter)
 
@@ -67,6 +71,25 @@ def symm_matmul(
     return reference.symm_matmul(a, b, c=c, beta=beta, alpha=alpha, out=out) if found is None else found
 
 
+def axpy_matmul(x: Tensor, b: Tensor, scalar: Scalar, *, alpha: Scalar = 1.0, out: Tensor | None = None) -> Tensor:
+    """``scalar·X + alpha·B X``; see :func:`orthoopt.kernels.reference.axpy_matmul`."""
+    found = _product(b, x, x, scalar, alpha, out, symmetric=False) if outrun_the_library() else None
+    return reference.axpy_matmul(x, b, scalar, alpha=alpha, out=out) if found is None else found
+
+
+@functools.cache
+def outrun_the_library() -> bool:
+    """Whether the loops are the faster ones for products that are not symmetric, too.
+
+    On AMD's CPUs MKL multiplies in registers of 256 bits, also where there are 512: at half the rate
+    (bench/results/orthogonalize_cpu_avx512.json). That is told from what the machine is, not from a clock: results must
+    not differ from run to run.
+    """
+    loops = library()
+    wide = loops is not None and loops.tile[1] == 2 * _LANES_OF_512_BITS
+    return wide and torch.backends.mkl.is_available() and b"AuthenticAMD" in Path("/proc/cpuinfo").read_bytes()
+
+
 def takes(x: Tensor) -> bool:
     """Whether the loops multiply such matrices."""
     return x.dtype is torch.float32 and x.is_cpu and x.shape[-2] >= LEAST_ROWS and is_on()
@@ -88,7 +111,16 @@ def symmetric_share(rows: int) -> float:
     return min(1.0, tiles * high * across / (rows * rows))
 
 
-def _product(a: Tensor, b: Tensor, c: Tensor | None, beta: Scalar, alpha: Scalar, out: Tensor | None) -> Tensor | None:
+def _product(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None,
+    beta: Scalar,
+    alpha: Scalar,
+    out: Tensor | None,
+    *,
+    symmetric: bool = True,
+) -> Tensor | None:
     """``beta·C + alpha·A B``; None, with nothing done, where the loops do not take these tensors."""
     loops = library()
     if isinstance(alpha, Tensor) or isinstance(beta, Tensor) or loops is None or a.ndim not in (2, 3):
@@ -106,7 +138,7 @@ def _product(a: Tensor, b: Tensor, c: Tensor | None, beta: Scalar, alpha: Scalar
     product = _Product(
         _view(a), _view(b), _view(out if c is None else c),
         out.data_ptr(), out.stride(-2), _stack(out), stack, a.shape[-2], b.shape[-1], a.shape[-1],
-        alpha, beta, 1,
+        alpha, beta, symmetric,
     )  # fmt: skip
     if loops.product(ctypes.byref(product), torch.get_num_threads()):
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -20,7 +20,14 @@ from orthoopt.kernels import reference_steps
 from orthoopt.kernels.native import Library, available, library
 from orthoopt.kernels.reference_steps import Moving
 
-__all__ = ["all_finite", "auon_step", "available", "momentum_into", "row_norm_step", "subtract_updates"]
+__all__ = [
+    "all_finite",
+    "available",
+    "momentum_into",
+    "prepare_auon_step",
+    "prepare_row_norm_step",
+    "subtract_updates",
+]
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _SCANNED = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -29,14 +36,16 @@ _VARIANTS = {"spectral_bound": 0, "paper": 1}
 _ROW_NORM, _AUON, _MOMENTUM_INTO, _SUBTRACT_UPDATES = range(4)
 _LINE = 13
 _GRAD = 7  # where a line has the address of the gradient
+_PART = 3  # numbers that say where a gradient is, to look for bad ones
 _TABLE = "native table"
 _FLAT = 4096
 _STRIDED = torch.strided
 
 Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
+Step: TypeAlias = Callable[[], bool]
 
 
-def row_norm_step(
+def prepare_row_norm_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     buffers: Sequence[Tensor],
@@ -48,8 +57,12 @@ def row_norm_step(
     keep: float | Tensor,
     gate: Tensor | None = None,
     memo: dict[Any, Any] | None = None,
-) -> bool:
-    """Move each buffer, bring the rows of its signal to length one, and subtract them from the parameter.
+    alike: bool = False,
+) -> Step | None:
+    """To move each buffer, bring the rows of its signal to length one, and subtract them from the parameter.
+
+    All that Python has to do is done here, so that what is returned runs at once: before it comes what decides whether
+    it may, and that is a walk through memory which leaves little of Python in the caches.
 
     The direction is that of :mod:`orthoopt.rules.row_norm`, rows without centring. Row lengths are right from the
     smallest to the largest float32.
@@ -65,19 +78,21 @@ def row_norm_step(
         keep: what weight decay leaves, likewise.
         gate: 0-d, 1 or 0; at 0 nothing changes, whatever the gradients hold.
         memo: stays with these params and buffers, which stay where they are; None to remember nothing.
+        alike: the caller knows that gradients are as in the last call with this memo, but for values and addresses.
 
     Returns:
-        False, with nothing touched, where these tensors are not the loops' (device, dtype, inner stride other than 1).
+        What does it, with numbers as they are then, in memory as it is now: True, or False with nothing touched where
+        memory is out. None where these tensors are not the loops' (device, dtype, inner stride other than 1).
 
     Raises:
         ValueError: an unknown ``eps_mode``.
     """
     if eps_mode not in _EPS_MODES:
         raise ValueError(f"eps_mode={eps_mode!r} must be one of {', '.join(map(repr, _EPS_MODES))}")
-    return _direct(_ROW_NORM, _EPS_MODES[eps_mode], params, grads, buffers, moving, scales, lr, keep, gate, memo)
+    return _direct(_ROW_NORM, _EPS_MODES[eps_mode], params, grads, buffers, moving, scales, lr, keep, gate, memo, alike)
 
 
-def auon_step(
+def prepare_auon_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     buffers: Sequence[Tensor],
@@ -89,11 +104,12 @@ def auon_step(
     keep: float | Tensor,
     gate: Tensor | None = None,
     memo: dict[Any, Any] | None = None,
-) -> bool:
-    """Move each buffer, divide its signal by AuON's bound, and subtract that from the parameter.
+    alike: bool = False,
+) -> Step | None:
+    """To move each buffer, divide its signal by AuON's bound, and subtract that from the parameter.
 
     The direction is that of :mod:`orthoopt.rules.auon`; the variant ``"repository"`` is not the loops'. Arguments and
-    returns otherwise as those of :func:`row_norm_step`.
+    returns otherwise as those of :func:`prepare_row_norm_step`.
 
     Args:
         params: see there.
@@ -106,10 +122,11 @@ def auon_step(
         keep: see there.
         gate: see there.
         memo: see there.
+        alike: see there.
     """
     if variant not in _VARIANTS:
-        return False
-    return _direct(_AUON, _VARIANTS[variant], params, grads, buffers, moving, scales, lr, keep, gate, memo)
+        return None
+    return _direct(_AUON, _VARIANTS[variant], params, grads, buffers, moving, scales, lr, keep, gate, memo, alike)
 
 
 def momentum_into(
@@ -163,26 +180,40 @@ def subtract_updates(
         reference_steps.subtract_updates(params, updates, scales, lr, keep)
 
 
-def all_finite(grads: Sequence[Tensor]) -> bool:
+def all_finite(grads: Sequence[Tensor], memo: dict[Any, Any] | None = None, alike: bool = False) -> bool:
     """Whether no tensor holds an infinity or a NaN.
 
     Args:
         grads: on the CPU, any dtype and strides; float32, bfloat16 and float16 that fill their memory are read at
             its speed, others by torch operations.
+        memo: stays with what made these gradients; None to remember nothing.
+        alike: the caller knows that they are as in the last call with this memo, but for values and addresses.
     """
     loops = library()
-    table, left = array("q"), []
-    for grad in grads:
-        kind = _SCANNED.get(grad.dtype)
-        if loops is None or kind is None or not _is_plain(grad) or not _is_dense(grad):
-            left.append(grad)
-        else:
-            table.extend((grad.data_ptr(), grad.numel(), kind))
-    if loops is not None and table:
-        found = loops.all_finite(len(table) // 3, table.buffer_info()[0], torch.get_num_threads())
-        if not found:
-            return False
-    return all(bool(torch.isfinite(grad).all()) for grad in left)
+    if loops is None:
+        return _none_is_bad(grads)
+    if alike and memo is not None and _TABLE in memo:
+        table, left = memo[_TABLE], []
+        table[::_PART] = array("q", [grad.data_ptr() for grad in grads])
+    else:
+        table, left = array("q"), []
+        for grad in grads:
+            kind = _SCANNED.get(grad.dtype)
+            if kind is None or not _is_plain(grad) or not _is_dense(grad):
+                left.append(grad)
+            else:
+                table.extend((grad.data_ptr(), grad.numel(), kind))
+        if memo is not None:
+            memo.pop(_TABLE, None)
+            if not left:
+                memo[_TABLE] = table
+    if table and not loops.all_finite(len(table) // _PART, table.buffer_info()[0], torch.get_num_threads()):
+        return False
+    return _none_is_bad(left)
+
+
+def _none_is_bad(grads: Sequence[Tensor]) -> bool:
+    return all(bool(torch.isfinite(grad).all()) for grad in grads)
 
 
 def _direct(
@@ -197,44 +228,48 @@ def _direct(
     keep: float | Tensor,
     gate: Tensor | None,
     memo: dict[Any, Any] | None,
-) -> bool:
+    alike: bool,
+) -> Step | None:
     loops = library()
     if loops is None:
-        return False
-    table, counts = _with_gradients(memo, grads), [1] * len(scales)
+        return None
+    table, factors = _with_gradients(memo, grads, alike), scales
     if table is None:
         table, counts = array("q"), []
         for param, grad, buffer in zip(params, grads, buffers, strict=True):
             lines = _lines((param, grad, buffer)) if buffer.dtype == torch.float32 else None
             if lines is None:
-                return False
+                return None
             table.extend(lines)
             counts.append(len(lines) // _LINE)
-        if memo is not None and all(count == 1 for count in counts) and all(map(_as_remembered, grads)):
-            memo[_TABLE] = table, [grad.shape for grad in grads]
+        if memo is not None:
+            memo.pop(_TABLE, None)
+            if all(count == 1 for count in counts) and all(map(_as_remembered, grads)):
+                memo[_TABLE] = table, [grad.shape for grad in grads]
+        factors = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
     rate = float(lr)
-    numbers = array("d", (*moving, float(keep)))
-    numbers.extend([rate * scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)])
-    if gate is not None and not float(gate) > 0:
+    numbers = array("d", (*moving, float(keep), *(rate * factor for factor in factors)))
+
+    def step() -> bool:
+        if gate is not None and not float(gate) > 0:
+            return True
+        if not _run(loops, rule, kind, table, numbers):
+            return False
+        increment_version(params)
+        increment_version(buffers)
         return True
-    if not _run(loops, rule, kind, table, numbers):
-        return False
-    increment_version(params)
-    increment_version(buffers)
-    return True
+
+    return step
 
 
-def _with_gradients(memo: dict[Any, Any] | None, grads: Sequence[Tensor]) -> array[int] | None:
+def _with_gradients(memo: dict[Any, Any] | None, grads: Sequence[Tensor], alike: bool) -> array[int] | None:
     """The table of the last call with these gradients in it; None where they are not laid out as those were."""
     if memo is None or _TABLE not in memo:
         return None
     table, shapes = memo[_TABLE]
-    place = _GRAD
-    for grad, shape in zip(grads, shapes, strict=True):
-        if grad.shape != shape or not _as_remembered(grad):
-            return None
-        table[place] = grad.data_ptr()
-        place += _LINE
+    if not alike and ([grad.shape for grad in grads] != shapes or not all(map(_as_remembered, grads))):
+        return None
+    table[_GRAD::_LINE] = array("q", [grad.data_ptr() for grad in grads])
     return table
 
 

@@ -5,6 +5,7 @@ On CPUs compiled loops, on GPUs Triton kernels; elsewhere, and for whatever thos
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from orthoopt.kernels import native_steps, reference_steps, triton_rows, triton_steps
+from orthoopt.kernels.native_steps import Step
 from orthoopt.kernels.reference_steps import Moving
 from orthoopt.kernels.triton_support import INTERPRETED, available
 
@@ -62,45 +64,55 @@ def subtract_updates(
         reference_steps.subtract_updates(params, updates, scales, lr, keep)
 
 
-def row_norm_step(
+def prepare_row_norm_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     buffers: Sequence[Tensor],
     moving: Moving,
     memo: dict[Any, Any] | None = None,
+    alike: bool = False,
     **terms: Any,
-) -> bool:
+) -> Step | None:
     """Momentum, direction of the row_norm rule, decay and update of many parameters in one or two passes.
 
-    Arguments and results as for :func:`orthoopt.kernels.triton_rows.row_norm_step`; False where there is none. ``memo``
-    is a dict that stays with these params and buffers, for what is worth keeping between calls.
+    Arguments as for :func:`orthoopt.kernels.triton_rows.row_norm_step`. ``memo`` is a dict that stays with these params
+    and buffers, for what is worth keeping between calls; ``alike`` says that the gradients are as in the last call with
+    it, but for values and addresses. Returns what does the step, and then True, or False with nothing touched; None
+    where there is none.
     """
     if _takes_triton(params, grads, buffers):
-        return triton_rows.row_norm_step(params, grads, buffers, moving, **terms)
-    return _takes_native(params) and native_steps.row_norm_step(params, grads, buffers, moving, memo=memo, **terms)
+        return functools.partial(triton_rows.row_norm_step, params, grads, buffers, moving, **terms)
+    if not _takes_native(params):
+        return None
+    return native_steps.prepare_row_norm_step(params, grads, buffers, moving, memo=memo, alike=alike, **terms)
 
 
-def auon_step(
+def prepare_auon_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     buffers: Sequence[Tensor],
     moving: Moving,
     memo: dict[Any, Any] | None = None,
+    alike: bool = False,
     **terms: Any,
-) -> bool:
+) -> Step | None:
     """The same for the auon rule; see :func:`orthoopt.kernels.triton_rows.auon_step`."""
     if _takes_triton(params, grads, buffers):
-        return triton_rows.auon_step(params, grads, buffers, moving, **terms)
-    return _takes_native(params) and native_steps.auon_step(params, grads, buffers, moving, memo=memo, **terms)
+        return functools.partial(triton_rows.auon_step, params, grads, buffers, moving, **terms)
+    if not _takes_native(params):
+        return None
+    return native_steps.prepare_auon_step(params, grads, buffers, moving, memo=memo, alike=alike, **terms)
 
 
-def all_finite(grads: Sequence[Tensor]) -> bool:
+def all_finite(grads: Sequence[Tensor], memo: dict[Any, Any] | None = None, alike: bool = False) -> bool:
     """Whether no tensor holds an infinity or a NaN; the host waits for it.
 
     Args:
         grads: any floating dtype and device.
+        memo: see :func:`orthoopt.kernels.native_steps.all_finite`.
+        alike: see there.
     """
-    return native_steps.all_finite(grads)
+    return native_steps.all_finite(grads, memo, alike)
 
 
 def finite_gate(grads: Sequence[Tensor]) -> Tensor:

@@ -25,6 +25,8 @@ class Work(NamedTuple):
     grads: list[Tensor]
     states: list[dict[str, Any]] | None = None
     """Of parts of distributed parameters, this rank's parts of their state; None: the optimizer has it."""
+    alike: bool = False
+    """Whether all is as in the last step, but for values, and addresses of gradients; see :mod:`orthoopt.settled`."""
 
 
 def collect(group: dict[str, Any], grads: Mapping[Tensor, Tensor]) -> Iterable[Work]:

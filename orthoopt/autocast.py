@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+def kinds_with_autocast(params: Iterable[Tensor]) -> list[str]:
+    """The kinds of device among those of these tensors for which autocast is on."""
+    kinds = {param.device.type for param in params}
+    return [kind for kind in kinds if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)]
 
 
 def without_autocast(step: Callable[[Any, Mapping[Tensor, Tensor]], T]) -> Callable[[Any, Mapping[Tensor, Tensor]], T]:
@@ -21,8 +27,7 @@ def without_autocast(step: Callable[[Any, Mapping[Tensor, Tensor]], T]) -> Calla
 
     @functools.wraps(step)
     def run(self: Any, grads: Mapping[Tensor, Tensor]) -> T:
-        kinds = {param.device.type for param in grads}
-        on = [kind for kind in kinds if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)]
+        on = kinds_with_autocast(grads)
         if not on:
             return step(self, grads)
         with contextlib.ExitStack() as stack:

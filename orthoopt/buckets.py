@@ -35,6 +35,8 @@ class Terms(NamedTuple):
     """How the momentum moves; ``STILL`` where an item's ``source`` is its signal already."""
     gate: Tensor | None = None
     """0-d, 1 or 0: whether state may move; None means yes."""
+    alike: bool = False
+    """Whether gradients are as in the last step, but for values and addresses."""
 
 
 @dataclass(slots=True, eq=False)
@@ -151,22 +153,28 @@ class Fusible:
         self.items = items
         self._alike: list[_Alike] = []
         self._owners: tuple[int, ...] = ()
+        self._ready: list[tuple[_Alike, Callable[[], bool] | None]] = []
+
+    def prepare(self) -> None:
+        """Have at hand what :meth:`apply` will do with the sources and terms that the items have now."""
+        self._sort()
+        self._ready = [(alike, _step_of(alike)) for alike in self._alike]
 
     def apply(self) -> None:
-        """Let every item have its update, by the rule's ``fused_step`` where it takes them."""
+        """Let every item have its update, by the rule's ``prepare_step`` where it takes them."""
         if torch.compiler.is_compiling():
             apply(self.items)
             return
-        self._sort()
-        for alike in self._alike:
-            first = alike.items[0]
-            terms, take = first.terms, first.rule.fused_step
-            assert take is not None
-            if terms.decay.is_cautious or not take(
-                alike.targets, [item.source for item in alike.items], alike.buffers, terms.moving, first.options,
-                scales=alike.scales, lr=terms.lr, keep=terms.decay.keep, gate=terms.gate, memo=alike.memo,
-            ):  # fmt: skip
+        if not self._ready:
+            self.prepare()
+        ready, self._ready = self._ready, []
+        for alike, step in ready:
+            if step is None or not step():
                 apply(alike.items)
+
+    def release(self) -> None:
+        """Forget what was prepared."""
+        self._ready = []
 
     def _sort(self) -> None:
         """Let ``_alike`` be by the items' terms; as it is, where the same items share them as in the last step."""
@@ -183,13 +191,25 @@ class Fusible:
             )
 
 
+def _step_of(alike: _Alike) -> Callable[[], bool] | None:
+    first = alike.items[0]
+    terms, prepare = first.terms, first.rule.prepare_step
+    assert prepare is not None
+    if terms.decay.is_cautious:
+        return None
+    return prepare(
+        alike.targets, [item.source for item in alike.items], alike.buffers, terms.moving, first.options,
+        scales=alike.scales, lr=terms.lr, keep=terms.decay.keep, gate=terms.gate, memo=alike.memo, alike=terms.alike,
+    )  # fmt: skip
+
+
 def fusible(items: Iterable[Item]) -> tuple[list[Fusible], list[Item]]:
     """The items that may be taken in one pass, by rule and options, and the rest."""
     rest: list[Item] = []
     some: list[Item] = []
     for item in items:
         plain = item.shape == tuple(item.target.shape) and item.buffer is not None and item.padding_row is None
-        (some if plain and item.rule.fused_step is not None else rest).append(item)
+        (some if plain and item.rule.prepare_step is not None else rest).append(item)
     return [Fusible(alike) for alike in _by(some, lambda item: (item.rule.name, hashable(item.options)))], rest
 
 

@@ -48,7 +48,7 @@ def check_group(group: Mapping[str, Any], number: int, seen: set[Any]) -> None:
         if key not in group:
             raise ValueError(f"{where} has no {key!r} any more")
     for key in ("lr", "weight_decay"):
-        _check_rate(key, group[key], where)
+        check_rate(key, group[key], where)
     try:
         values = tuple((k, type(v), rules.hashable(v)) for k, v in group.items() if k not in _UNSEEN)
         if values in seen:
@@ -62,8 +62,13 @@ def check_group(group: Mapping[str, Any], number: int, seen: set[Any]) -> None:
     seen.add(values)
 
 
-def _check_rate(key: str, value: Any, where: str) -> None:
-    """As written by a schedule: a number of any kind, which may dip below 0 by a rounding error."""
+def check_rate(key: str, value: Any, where: str) -> None:
+    """Raise ValueError unless a step can use this lr or weight_decay, as a schedule may have written it.
+
+    A number of any kind will do, which may dip below 0 by a rounding error.
+    """
+    if type(value) is float and 0 <= value <= MOST_RATE:
+        return  # as nearly always
     if isinstance(value, Tensor) and key == "lr":
         if value.numel() != 1:
             raise ValueError(f"{where}: Tensor lr must be 1-element, got shape {tuple(value.shape)}")

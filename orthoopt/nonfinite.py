@@ -26,9 +26,15 @@ def host_can_read(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def first_nonfinite(grads: Tensors) -> int | None:
-    """Index of the first tensor that holds an infinity or a NaN, or None; reads values on the host."""
-    if not grads or kernels.all_finite(grads):
+def first_nonfinite(grads: Tensors, memo: dict[Any, Any] | None = None, alike: bool = False) -> int | None:
+    """Index of the first tensor that holds an infinity or a NaN, or None; reads values on the host.
+
+    Args:
+        grads: the tensors.
+        memo: for :func:`orthoopt.kernels.all_finite`.
+        alike: likewise.
+    """
+    if not grads or kernels.all_finite(grads, memo, alike):
         return None
     return next((index for index, grad in enumerate(grads) if not torch.isfinite(grad).all()), None)
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from orthoopt import buckets, checkpoint, compiled, matrix_state, rules, staging
 from orthoopt._work import Work, collect
-from orthoopt.autocast import without_autocast
+from orthoopt.autocast import kinds_with_autocast, without_autocast
 from orthoopt.capture import check_capture
 from orthoopt.checks import SeenState, check_group, check_loaded
 from orthoopt.diagnostics import Recorder, state_bytes
@@ -34,6 +34,7 @@ from orthoopt.nonfinite import (
 )
 from orthoopt.prepared import Matrices
 from orthoopt.rules import Rule, Tensors
+from orthoopt.settled import Settled
 from orthoopt.sharing import is_one_of_many, new_engine
 from orthoopt.spelling import near
 from orthoopt.state_format import STATE_FORMAT, check_format
@@ -103,7 +104,8 @@ class OrthoOpt(Optimizer):
         self._last: Recorder | None = None
         self._matrices, self._number = Matrices(), compiled.enlist(self)
         self._engine: Engine | None = None
-        self._seen_options, self._seen_state = set[Any](), SeenState()
+        self._seen_options, self._seen_state, self._settled = set[Any](), SeenState(), Settled()
+        self._scan_memo: dict[Any, Any] = {}
         super().__init__(params, defaults)  # type: ignore[arg-type]  # torch wants dict where a Mapping will do
         # Cyclic schedulers look for one of these among the defaults, and cycle it in every group. They write momentum,
         # but read betas, so those must be in all groups.
@@ -118,7 +120,8 @@ class OrthoOpt(Optimizer):
         super().__setstate__(state)
         self._skipped = 0 if "_skipped" not in self.__dict__ else self._skipped
         self._matrices, self._engine = Matrices(), None
-        self._seen_options, self._seen_state = set[Any](), SeenState()
+        self._seen_options, self._seen_state, self._settled = set[Any](), SeenState(), Settled()
+        self._scan_memo: dict[Any, Any] = {}
         if "_guard" not in self.__dict__:
             self._steps, self._guard, self._recorder, self._last = 0, Guard(), None, None
         self._number = compiled.enlist(self) if "_number" not in self.__dict__ else self._number
@@ -220,6 +223,8 @@ class OrthoOpt(Optimizer):
         if torch.compiler.is_compiling():
             compiled.traced_step(self, self._number)
         else:
+            if self._step_again():
+                return loss
             grads = {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
             if not self.state and checkpoint.only_creates_state(self.param_groups, grads):
                 self._create_state(grads)
@@ -264,6 +269,36 @@ class OrthoOpt(Optimizer):
             self._take(plain, gates, self._matrices, team.over(plain) if team is not None and staged else team)
         if staged:
             staging.commit(held, self.state, gates, self._terms)
+        elif team is None and self._settled.wants_picture():
+            parts = self._settled.take(self.param_groups, work, self.state)
+            if not (parts and self._matrices.settle(parts)):
+                self._settled.forget()
+
+    @torch.no_grad()
+    def _step_again(self) -> bool:
+        """The step, if it is the last one with other gradients; False, with nothing done, if it is not."""
+        if self._recorder is not None or torch.is_inference_mode_enabled() or is_one_of_many():
+            return False
+        work = self._settled.again(self.param_groups, self.state)
+        if work is None or kinds_with_autocast(part.params[0] for part in work):
+            return False
+        self._opt_called = True
+        check_capture(work, self.state)
+        matrices, items = self._matrices, list[buckets.Item]()
+        if _asks_the_host(work):
+            # No value of a gradient matters to this, and once all are read little of Python is left in the caches.
+            items, _ = self._items(work, {}, matrices)
+            matrices.prepare(items)
+        gates = None
+        try:
+            gates = self._admit(work, None)
+        finally:
+            if gates is None:
+                matrices.release(items)
+        if gates is not None:
+            self._steps += 1
+            self._update(work, gates, matrices, items or self._items(work, gates, matrices)[0])
+        return True
 
     def _take_in_halves(
         self, staged: Sequence[Work], gates: Mapping[torch.device, Tensor], hold_back: bool, team: Step | None
@@ -298,21 +333,37 @@ class OrthoOpt(Optimizer):
         """Move state, and parameters by their updates."""
         if team is not None:
             work = self._send(team, work, gates)
-        items: list[buckets.Item] = []
-        copies: list[tuple[Tensor, Tensor]] = []
-        for part in work:
-            gate = gates.get(part.params[0].device)
-            if part.rule.is_matrix:
-                ready, apart = self._matrices_of(part, gate, matrices)
-                items += ready
-                copies += apart
-            else:
-                self._update_elementwise(part, gate)
-        matrices.apply(items)
+        items, copies = self._items(work, gates, matrices)
+        self._update(work, gates, matrices, items)
         for param, written in copies:
             param.copy_(written)
         if team is not None:
             team.finish()
+
+    def _items(
+        self, work: Sequence[Work], gates: Mapping[torch.device, Tensor], matrices: Matrices
+    ) -> tuple[list[buckets.Item], list[tuple[Tensor, Tensor]]]:
+        """The matrices of all parts; see :meth:`Matrices.of`."""
+        items: list[buckets.Item] = []
+        copies: list[tuple[Tensor, Tensor]] = []
+        for part in work:
+            if part.rule.is_matrix:
+                ready, apart = self._matrices_of(part, gates.get(part.params[0].device), matrices)
+                items += ready
+                copies += apart
+        return items, copies
+
+    def _update(
+        self,
+        work: Sequence[Work],
+        gates: Mapping[torch.device, Tensor],
+        matrices: Matrices,
+        items: Sequence[buckets.Item],
+    ) -> None:
+        for part in work:
+            if not part.rule.is_matrix:
+                self._update_elementwise(part, gates.get(part.params[0].device))
+        matrices.apply(items)
 
     def _send(self, team: Step, work: Sequence[Work], gates: Mapping[torch.device, Tensor]) -> list[Work]:
         """Let what is computed on other ranks too be on its way; returns what is left to this one."""
@@ -332,17 +383,21 @@ class OrthoOpt(Optimizer):
     def _admit(self, work: Sequence[Work], team: Step | None) -> dict[torch.device, Tensor] | None:
         """Decide whether the step may happen: None if not, else a gate a device if the host must not wait to know."""
         raising = any(part.group["nonfinite"] == "raise" for part in work)
-        bad: str | None = None
+        seen: list[Tensor] = []
+        names: list[str] = []
         unseen: dict[torch.device, list[Tensor]] = {}
         for part in work:
             if part.group["nonfinite"] == "ignore":
                 continue
-            device, grads = part.params[0].device, [local_part(grad) for grad in part.grads]
-            if not (raising or host_can_read(device)):
+            device = part.params[0].device
+            grads = [grad if type(grad) is Tensor else local_part(grad) for grad in part.grads]
+            if raising or host_can_read(device):
+                seen += grads
+                names += part.names
+            else:
                 unseen.setdefault(device, []).extend(grads)
-                continue
-            index = first_nonfinite(grads) if bad is None else None
-            bad = bad if index is None else part.names[index]
+        index = first_nonfinite(seen, self._scan_memo, all(part.alike for part in work))
+        bad = None if index is None else names[index]
         gates = [finite_gate(grads) for grads in unseen.values()]
         gate = torch.stack([one.to(gates[0].device, non_blocking=True) for one in gates]).amin() if gates else None
         is_bad = bad is not None
@@ -414,7 +469,7 @@ class OrthoOpt(Optimizer):
 
     def _terms_of(self, part: Work, moving: Moving, gate: Tensor | None) -> buckets.Terms:
         lr = _learning_rate(part.group["lr"], part.params[0].device, gate)
-        return buckets.Terms(lr, decay_of(part.group, lr), moving, gate)
+        return buckets.Terms(lr, decay_of(part.group, lr), moving, gate, part.alike)
 
     def _states_of(self, part: Work) -> list[dict[str, Any]]:
         if part.states is not None:
@@ -469,6 +524,14 @@ def _computed_gradients(part: Work, gate: Tensor | None) -> Tensors:
     if gate is not None:
         grads = without_nonfinite(grads, gate)
     return torch._foreach_neg(grads) if part.group["maximize"] else grads
+
+
+def _asks_the_host(work: Sequence[Work]) -> bool:
+    """Whether the host itself decides if a step may happen, and no rule moves state before it says what it will do."""
+    return all(
+        host_can_read(part.params[0].device) and (not part.rule.is_matrix or part.rule.moving(part.options) is not None)
+        for part in work
+    )
 
 
 def _learning_rate(lr: float | Tensor, device: torch.device, gate: Tensor | None) -> float | Tensor:

@@ -17,6 +17,7 @@ from orthoopt._work import Work
 from orthoopt.buckets import Fusible, Item, Terms
 from orthoopt.rules import hashable
 from orthoopt.scale import scale_factor
+from orthoopt.views import View
 
 _NO_SOURCE = torch.empty(0)
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -42,6 +43,21 @@ class Matrices:
         self._order: tuple[int, ...] = ()
         self._fusible: list[Fusible] = []
         self._chunks: list[list[Item]] = []
+        self._settled: dict[int, tuple[Work, list[tuple[Item, int]]]] = {}
+
+    def settle(self, work: Sequence[Work]) -> bool:
+        """Let :meth:`of` take these very parts as it has last found their parameters, until it is told others.
+
+        False, with nothing remembered, where a parameter is not seen in its own memory.
+        """
+        self._settled = {}
+        parts = [part for part in work if part.rule.is_matrix]
+        if not all(param in self._known for part in parts for param in part.params):
+            return False
+        for part in parts:
+            places = enumerate(part.params)
+            self._settled[id(part)] = part, [(x, place) for place, param in places for x in self._known[param].items]
+        return True
 
     def of(
         self,
@@ -63,6 +79,8 @@ class Matrices:
         Returns:
             The items, and (parameter, what is written in its place) where a view cannot share its memory.
         """
+        if id(work) in self._settled:
+            return _refilled(self._settled[id(work)][1], work.view, sources, terms), []
         group, view, remembers = work.group, work.view, terms.moving.remembers
         key = (work.rule.name, hashable(work.options), view.spec, group["scale"], group.get("padding_row"), remembers)
         items: list[Item] = []
@@ -76,15 +94,11 @@ class Matrices:
                     known = _prepare(work, key, param, written, state, terms)
                     self._known[param] = known
                 else:
+                    self._known.pop(param, None)
                     written = written.contiguous()
                     copies.append((param, written))
                     known = _prepare(work, key, param, written, state, terms)
-            pieces = view.targets(source) if view.steps else [source]
-            for item in known.items:
-                piece = pieces[item.piece]
-                item.source = piece if item.part is None else piece[item.part]
-                item.terms = terms
-            items += known.items
+            items += _refilled([(item, 0) for item in known.items], view, [source], terms)
         return items, copies
 
     def bytes_needed(self) -> int | None:
@@ -93,22 +107,47 @@ class Matrices:
         known = [need for need in needs if need is not None]
         return max(known, default=0) if len(known) == len(needs) else None
 
+    def prepare(self, items: Sequence[Item]) -> None:
+        """What :meth:`apply` can do before anything moves; it, or :meth:`release`, must follow with the same items."""
+        self._sort(items)
+        for some in self._fusible:
+            some.prepare()
+
     def apply(self, items: Sequence[Item]) -> None:
         """Let every item have its update; gradients are not held any longer then."""
-        order = tuple(map(id, items))
-        if order != self._order:
-            # The chunks keep the items alive, so that no other can take one's identity.
-            self._order = order
-            self._fusible, rest = buckets.fusible(items)
-            self._chunks = buckets.chunks(rest)
+        self._sort(items)
         try:
             for some in self._fusible:
                 some.apply()
             for chunk in self._chunks:
                 buckets.apply_chunk(chunk)
         finally:
-            for item in items:
-                item.source = _NO_SOURCE
+            self.release(items)
+
+    def release(self, items: Sequence[Item]) -> None:
+        """Let go of the gradients that these items hold."""
+        for some in self._fusible:
+            some.release()
+        for item in items:
+            item.source = _NO_SOURCE
+
+    def _sort(self, items: Sequence[Item]) -> None:
+        order = tuple(map(id, items))
+        if order != self._order:
+            # The chunks keep the items alive, so that no other can take one's identity.
+            self._order = order
+            self._fusible, rest = buckets.fusible(items)
+            self._chunks = buckets.chunks(rest)
+
+
+def _refilled(items: Sequence[tuple[Item, int]], view: View, sources: Sequence[Tensor], terms: Terms) -> list[Item]:
+    """Items, each with the place of its source, for another step."""
+    pieces = [view.targets(source) for source in sources] if view.steps else [[source] for source in sources]
+    for item, place in items:
+        piece = pieces[place][item.piece]
+        item.source = piece if item.part is None else piece[item.part]
+        item.terms = terms
+    return [item for item, _ in items]
 
 
 def _holds(known: _Known, key: tuple[Any, ...], param: Tensor, state: dict[str, Any]) -> bool:

@@ -120,19 +120,21 @@ class Rule:
     nothing that differs between ranks; parts of :class:`Gather` and :class:`OnWhole` alone may differ along their
     dimension. Vectors without a view (``measure`` of None) are parts (1, n) of one row.
     """
-    fused_step: Callable[..., bool] | None = None
+    prepare_step: Callable[..., Callable[[], bool] | None] | None = None
     """The whole step of many parameters in one pass over memory, where a kernel op has that for them.
 
-    ``(params, grads, buffers, moving, options, *, scales, lr, keep, gate, memo)``, lists of tensors ``(..., rows,
-    cols)`` of any shapes: what ``moving``, ``direction`` and ``subtract_updates`` do one after the other. True if it is
-    done; False if not, with nothing touched. ``memo`` is a dict that stays with these ``params`` and ``buffers``, for
-    what is worth keeping. Never under ``torch.compile``.
+    ``(params, grads, buffers, moving, options, *, scales, lr, keep, gate, memo, alike)``, lists of tensors
+    ``(..., rows, cols)`` of any shapes, gives what does ``moving``, ``direction`` and ``subtract_updates`` one after
+    the other when it is called, or None; the call gives True if it is done, and False if not, with nothing touched.
+    ``memo`` is a dict that stays with these ``params`` and ``buffers``, for what is worth keeping; ``alike`` says that
+    the gradients are as in the last call with it, but for values and addresses. Never under ``torch.compile``.
     """
     fused_update: Callable[..., bool] | None = None
     """Of an elementwise rule: its whole step in one pass over memory, where torch has that.
 
     ``(params, grads, states, options, *, lr, keep, coefficient, maximize, gate)``; ``keep`` is what weight decay
-    leaves, and ``coefficient`` λ where that is 1 − lr·λ, else 0. True and False as for ``fused_step``.
+    leaves, and ``coefficient`` λ where that is 1 − lr·λ, else 0. True if it is done; False if not, with nothing
+    touched.
     """
     signal_dtype: Callable[[Options, int, int, torch.device], torch.dtype | None] = _as_computed
     """The dtype in which ``direction`` or ``advance`` wants signals of (rows, cols) on a device; None: as they are.

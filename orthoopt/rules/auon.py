@@ -7,12 +7,13 @@ ryyzn9/AuON auon/optimizer.py.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from orthoopt.kernels import Moving, auon_step
+from orthoopt.kernels import Moving, prepare_auon_step
 from orthoopt.newton_schulz import normalize
 from orthoopt.rules._base import Equivariance, Options, Rounds, Shard, Tensors, register
 from orthoopt.rules._cosh import cosh_brake
@@ -112,12 +113,12 @@ def _rms(rows: int, cols: int, options: Options) -> float:
     return math.sqrt(math.pi / 2 / (rows * cols))
 
 
-def _fused_step(
+def _prepare_step(
     params: Tensors, grads: Tensors, buffers: Tensors, moving: Moving, options: Options, **terms: Any
-) -> bool:
+) -> Callable[[], bool] | None:
     if options["variant"] == "repository":
-        return False
-    return auon_step(params, grads, buffers, moving, variant=options["variant"], **terms)
+        return None
+    return prepare_auon_step(params, grads, buffers, moving, variant=options["variant"], **terms)
 
 
 auon = register(
@@ -125,7 +126,7 @@ auon = register(
         "auon",
         auon_direction,
         on_shards=_on_shards,
-        fused_step=_fused_step,
+        prepare_step=_prepare_step,
         rms=_rms,
         # "paper" and "repository" follow every rotation of vec(X), but for the O(1/N) of the cosh factor.
         equivariance=Equivariance("signed_permutation", "signed_permutation"),

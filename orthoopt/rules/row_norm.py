@@ -6,11 +6,12 @@ symmetry-compatible optimizers, arXiv 2605.18106; timlautk/equivariant_optimizer
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from orthoopt.kernels import Moving, row_norm_step
+from orthoopt.kernels import Moving, prepare_row_norm_step
 from orthoopt.rules._base import SHIFT, Breaks, Equivariance, Options, Rounds, Shard, Tensors, register
 from orthoopt.rules._momentum import momentum_rule
 from orthoopt.rules._rows import (
@@ -67,12 +68,12 @@ def _equivariance(options: Options, rows: int, cols: int) -> Equivariance:
     return Equivariance("permutation", "orthogonal", breaks=breaks, shift=options["centre"] == "both")
 
 
-def _fused_step(
+def _prepare_step(
     params: Tensors, grads: Tensors, buffers: Tensors, moving: Moving, options: Options, **terms: Any
-) -> bool:
+) -> Callable[[], bool] | None:
     if options["axis"] != "rows" or options["centre"] != "none":
-        return False
-    return row_norm_step(params, grads, buffers, moving, eps_mode=options["eps_mode"], **terms)
+        return None
+    return prepare_row_norm_step(params, grads, buffers, moving, eps_mode=options["eps_mode"], **terms)
 
 
 def _on_shards(part: Tensor, shard: Shard, options: Options) -> Rounds:
@@ -84,7 +85,7 @@ row_norm = register(
         "row_norm",
         row_norm_direction,
         on_shards=_on_shards,
-        fused_step=_fused_step,
+        prepare_step=_prepare_step,
         rms=_rms,
         equivariance=_equivariance,
         nesterov=False,
