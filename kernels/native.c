@@ -17,7 +17,8 @@ enum { SPECTRAL_BOUND, PAPER };
 
 static const double DAMPING = 1e-5, FLOOR = 1e-8; /* of orthoopt.rules._rows */
 
-typedef struct { char *at; int64_t type, row; } operand; /* row: the stride of rows, in bytes */
+/* row: the stride of rows, in bytes; of a turned one, whose columns lie side by side, the stride of columns. */
+typedef struct { char *at; int64_t type, row; int turned; } operand;
 typedef struct { operand param, grad, buffer; int64_t rows, cols; double factor; } matrix;
 
 typedef struct {
@@ -335,8 +336,48 @@ static void subtract_given(void *with, int64_t chunk, int64_t slot) {
         }
 }
 
-static void momentum_into(task *t) { each(t->threads, t->chunks, FORWARDS, move_and_copy, t); }
-static void subtract_updates(task *t) { each(t->threads, t->chunks, FORWARDS, subtract_given, t); }
+/* The same where what is written or read lies turned: SLAB rows at a time in parts of SPAN, by way of a block that the
+ * first cache holds, so that of every line of the other side two cache lines are taken at once. */
+#define SLAB 32
+#define SPAN 128
+
+static float *turned_at(const operand *x, int64_t row, int64_t col) { return (float *)(x->at + col * x->row) + row; }
+
+static void move_and_turn(void *with, int64_t chunk, int64_t slot) {
+    const task *t = with;
+    const operand *out = &t->m->param;
+    float signal[SLAB][SPAN];
+    (void)slot;
+    for (int64_t row = chunk * t->chunk_rows, end = end_of(t, chunk); row < end; row += SLAB)
+        for (int64_t from = 0; from < t->m->cols; from += SPAN) {
+            const int64_t high = least(SLAB, end - row), wide = least(SPAN, t->m->cols - from);
+            sums unused = {0, 0};
+            for (int64_t k = 0; k < high; k++) walk_part(t, row + k, from, wide, signal[k], 1, 0, &unused);
+            turn_all(signal[0], SPAN, turned_at(out, row, from), out->row / sizeof(float), high, wide);
+        }
+}
+
+static void subtract_turned(void *with, int64_t chunk, int64_t slot) {
+    const task *t = with;
+    const operand *update = &t->m->grad;
+    float x[SLAB][SPAN];
+    (void)slot;
+    for (int64_t row = chunk * t->chunk_rows, end = end_of(t, chunk); row < end; row += SLAB)
+        for (int64_t from = 0; from < t->m->cols; from += SPAN) {
+            const int64_t high = least(SLAB, end - row), wide = least(SPAN, t->m->cols - from);
+            turn_all(turned_at(update, row, from), update->row / sizeof(float), x[0], SPAN, wide, high);
+            for (int64_t k = 0; k < high; k++)
+                subtract(&t->m->param, row + k, from, x[k], wide, t->keep, t->m->factor);
+        }
+}
+
+static void momentum_into(task *t) {
+    each(t->threads, t->chunks, FORWARDS, t->m->param.turned ? move_and_turn : move_and_copy, t);
+}
+
+static void subtract_updates(task *t) {
+    each(t->threads, t->chunks, FORWARDS, t->m->grad.turned ? subtract_turned : subtract_given, t);
+}
 
 /* --------------------------------------------------------------------------------------------------- entrances */
 
@@ -383,15 +424,17 @@ static void run_alone(void *with, int64_t index, int64_t slot) {
     rules[j->rule](&t);
 }
 
-static operand operand_of(const int64_t *x, int64_t type, int64_t stack) {
-    const int64_t size = type == F32 ? 4 : 2;
-    return (operand){(char *)(intptr_t)x[0] + stack * x[1] * size, type, x[2] * size};
+/* The one with that index of a line of the table. */
+static operand operand_of(const int64_t *line, int index, int64_t stack) {
+    const int64_t *x = line + 4 + 3 * index, type = line[3] >> 2 * index & 3, size = type == F32 ? 4 : 2;
+    return (operand){(char *)(intptr_t)x[0] + stack * x[1] * size, type, x[2] * size, line[3] >> (6 + index) & 1};
 }
 
 /* One step of `rule` over a table of stacks of matrices.
  *
- * A line of the table is stack, rows, cols, the three types as base-4 digits, and for param, grad and buffer: address,
- * stride of the stack, stride of a row. `numbers`: decay, weight, from_grad, from_buffer, keep; then a factor a line.
+ * A line of the table is stack, rows, cols, the three types as base-4 digits and then a bit each for being turned (what
+ * momentum_into writes, what subtract_updates reads: float32), and for param, grad and buffer: address, stride of the
+ * stack, stride of a row. `numbers`: decay, weight, from_grad, from_buffer, keep; then a factor a line.
  * Returns 0, or 1 without having touched anything where memory is out. */
 int orthoopt_step(int rule, int kind, int64_t lines, const int64_t *table, const double *numbers, int threads) {
     threads = parallel && threads > 1 ? threads : 1;
@@ -408,8 +451,8 @@ int orthoopt_step(int rule, int kind, int64_t lines, const int64_t *table, const
     for (int64_t line = 0; line < lines; line++) {
         const int64_t *x = table + 13 * line;
         for (int64_t stack = 0; stack < x[0]; stack++)
-            *m++ = (matrix){operand_of(x + 4, x[3] & 3, stack), operand_of(x + 7, x[3] >> 2 & 3, stack),
-                            operand_of(x + 10, x[3] >> 4 & 3, stack), x[1], x[2], numbers[5 + line]};
+            *m++ = (matrix){operand_of(x, 0, stack), operand_of(x, 1, stack), operand_of(x, 2, stack), x[1], x[2],
+                            numbers[5 + line]};
     }
     const int64_t large = count < 2 * threads ? 4 * CHUNK : LARGE;
     size_t bytes = 0;

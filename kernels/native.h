@@ -93,6 +93,39 @@ INLINE void blend(float *target, const float *source, const float *x, int64_t co
     for (; i < count; i++) target[i] = keep * source[i] - factor * x[i];
 }
 
+/* -------------------------------------------------------------------------------------------------- transposition */
+
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define PICK(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define PICK(x, y, ...) __builtin_shuffle(x, y, (int32_t __attribute__((vector_size(16)))){__VA_ARGS__})
+#endif
+
+/* Four rows of four numbers become four columns. */
+INLINE void turn(const float *from, int64_t from_row, float *to, int64_t to_row) {
+    four a = *(const four *)from, b = *(const four *)(from + from_row);
+    four c = *(const four *)(from + 2 * from_row), d = *(const four *)(from + 3 * from_row);
+    four ab = PICK(a, b, 0, 4, 1, 5), cd = PICK(c, d, 0, 4, 1, 5);
+    *(four *)to = PICK(ab, cd, 0, 1, 4, 5);
+    *(four *)(to + to_row) = PICK(ab, cd, 2, 3, 6, 7);
+    ab = PICK(a, b, 2, 6, 3, 7), cd = PICK(c, d, 2, 6, 3, 7);
+    *(four *)(to + 2 * to_row) = PICK(ab, cd, 0, 1, 4, 5);
+    *(four *)(to + 3 * to_row) = PICK(ab, cd, 2, 3, 6, 7);
+}
+
+/* `rows` rows of `cols` numbers become columns. */
+INLINE void turn_all(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows, int64_t cols) {
+    for (int64_t c = 0; c < cols; c += 4)
+        for (int64_t r = 0; r < rows; r += 4) {
+            if (r + 4 <= rows && c + 4 <= cols) turn(from + r * from_row + c, from_row, to + c * to_row + r, to_row);
+            else
+                for (int64_t y = r; y < least(r + 4, rows); y++)
+                    for (int64_t x = c; x < least(c + 4, cols); x++) to[x * to_row + y] = from[y * from_row + x];
+        }
+}
+
 /* -------------------------------------------------------------------------------------------------- conversions */
 
 /* Numbers [from, from + count) of a row as float32: in place where they are, else in `space`. */

@@ -27,14 +27,6 @@
 #define SHARED (256L * 256 * 128)  /* rows · columns · inner dimension from which all threads work on one matrix */
 
 typedef float vec __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
-typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define PICK(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
-#else
-#define PICK(x, y, ...) __builtin_shuffle(x, y, (int32_t __attribute__((vector_size(16)))){__VA_ARGS__})
-#endif
-
 typedef struct { const float *at; int64_t row, col, stack; } view; /* strides in numbers */
 typedef struct {
     view a, b, d;
@@ -43,18 +35,6 @@ typedef struct {
     float alpha, beta;
     int symmetric;
 } product;
-
-/* Four rows of four numbers become four columns. */
-INLINE void turn(const float *from, int64_t from_row, float *to, int64_t to_row) {
-    four a = *(const four *)from, b = *(const four *)(from + from_row);
-    four c = *(const four *)(from + 2 * from_row), d = *(const four *)(from + 3 * from_row);
-    four ab = PICK(a, b, 0, 4, 1, 5), cd = PICK(c, d, 0, 4, 1, 5);
-    *(four *)to = PICK(ab, cd, 0, 1, 4, 5);
-    *(four *)(to + to_row) = PICK(ab, cd, 2, 3, 6, 7);
-    ab = PICK(a, b, 2, 6, 3, 7), cd = PICK(c, d, 2, 6, 3, 7);
-    *(four *)(to + 2 * to_row) = PICK(ab, cd, 0, 1, 4, 5);
-    *(four *)(to + 3 * to_row) = PICK(ab, cd, 2, 3, 6, 7);
-}
 
 static int64_t panels(int64_t count, int64_t width) { return (count + width - 1) / width; }
 

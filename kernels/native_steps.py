@@ -39,6 +39,7 @@ _GRAD = 7  # where a line has the address of the gradient
 _PART = 3  # numbers that say where a gradient is, to look for bad ones
 _TABLE = "native table"
 _FLAT = 4096
+_TURNED = 64  # among a line's types, times two to the operand's index
 _STRIDED = torch.strided
 
 Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -141,7 +142,7 @@ def momentum_into(
     open_gate = gate is None or bool(gate > 0)
     numbers, table, left = array("d", (*moving, 1.0)), array("q"), []
     for triple in zip(outs, grads, buffers, strict=True):
-        lines = _flat_or_rows(triple) if open_gate and triple[2].dtype == torch.float32 else None
+        lines = _flat_or_rows(triple, turnable=0) if open_gate and triple[2].dtype == torch.float32 else None
         if loops is None or lines is None:
             left.append(triple)
             continue
@@ -166,7 +167,7 @@ def subtract_updates(
     rate, table, left = float(lr), array("q"), []
     numbers = array("d", (0.0, 0.0, 0.0, 0.0, float(keep)))
     for param, update, scale in zip(params, updates, scales, strict=True):
-        lines = _flat_or_rows((param, update, update))
+        lines = _flat_or_rows((param, update, update), turnable=1)
         if loops is None or lines is None:
             left.append((param, update, scale))
             continue
@@ -302,8 +303,11 @@ def _types(triple: Triple) -> int | None:
     return first | second << 2 | third << 4
 
 
-def _lines(triple: Triple) -> Sequence[int] | None:
-    """Lines of the loops' table for three tensors ``(..., rows, cols)``; None where the loops do not take them."""
+def _lines(triple: Triple, turnable: int | None = None) -> Sequence[int] | None:
+    """Lines of the loops' table for three tensors ``(..., rows, cols)``; None where the loops do not take them.
+
+    The one with the index ``turnable`` may have its columns side by side instead of its rows.
+    """
     types = _types(triple)
     if types is None:
         return None
@@ -319,21 +323,26 @@ def _lines(triple: Triple) -> Sequence[int] | None:
     if not a.numel():
         return ()
     if len(batch) > 1:  # strides of a flattened batch may not exist
-        parts = [_lines(part) for part in zip(a, b, c, strict=True)]
+        parts = [_lines(part, turnable) for part in zip(a, b, c, strict=True)]
         return None if None in parts else [number for part in parts for number in part or ()]
-    if cols > 1 and not a.stride(-1) == b.stride(-1) == c.stride(-1) == 1:
-        return None
     line = [batch[0] if batch else 1, rows, cols, types]
-    for x in triple:
-        line += (x.data_ptr(), x.stride(0) if batch else 0, x.stride(-2))
+    for index, x in enumerate(triple):
+        *_, down, across = x.stride()
+        if cols > 1 and across != 1:
+            may_be_turned = turnable is not None and x is triple[turnable]
+            if not may_be_turned or (rows > 1 and down != 1) or x.dtype is not torch.float32:
+                return None
+            line[3] |= _TURNED << index
+            down = across
+        line += (x.data_ptr(), x.stride(0) if batch else 0, down)
     return line
 
 
-def _flat_or_rows(triple: Triple) -> Sequence[int] | None:
+def _flat_or_rows(triple: Triple, turnable: int) -> Sequence[int] | None:
     """As :func:`_lines`, for ops that see no rows: contiguous tensors of any shape are cut where it is convenient."""
     a, b, c = triple
     if not (a.is_contiguous() and b.is_contiguous() and c.is_contiguous()):
-        return _lines(triple) if a.ndim >= 2 else None
+        return _lines(triple, turnable) if a.ndim >= 2 else None
     types = _types(triple)
     if types is None:
         return None

@@ -280,16 +280,24 @@ class OrthoOpt(Optimizer):
         if self._recorder is not None or torch.is_inference_mode_enabled() or is_one_of_many():
             return False
         work = self._settled.again(self.param_groups, self.state)
-        if work is None or kinds_with_autocast(part.params[0] for part in work):
+        if work is None:
             return False
+        try:
+            if kinds_with_autocast(part.params[0] for part in work):
+                return False
+            self._take_again(work)
+            return True
+        finally:
+            self._settled.let_go()
+
+    def _take_again(self, work: Sequence[Work]) -> None:
         self._opt_called = True
         check_capture(work, self.state)
-        matrices, items = self._matrices, list[buckets.Item]()
+        matrices, items, gates = self._matrices, list[buckets.Item](), None
         if _asks_the_host(work):
             # No value of a gradient matters to this, and once all are read little of Python is left in the caches.
             items, _ = self._items(work, {}, matrices)
             matrices.prepare(items)
-        gates = None
         try:
             gates = self._admit(work, None)
         finally:
@@ -298,7 +306,6 @@ class OrthoOpt(Optimizer):
         if gates is not None:
             self._steps += 1
             self._update(work, gates, matrices, items or self._items(work, gates, matrices)[0])
-        return True
 
     def _take_in_halves(
         self, staged: Sequence[Work], gates: Mapping[torch.device, Tensor], hold_back: bool, team: Step | None
@@ -396,7 +403,7 @@ class OrthoOpt(Optimizer):
                 names += part.names
             else:
                 unseen.setdefault(device, []).extend(grads)
-        index = first_nonfinite(seen, self._scan_memo, all(part.alike for part in work))
+        index = first_nonfinite(seen, self._scan_memo, all(part.alike for part in work)) if seen else None
         bad = None if index is None else names[index]
         gates = [finite_gate(grads) for grads in unseen.values()]
         gate = torch.stack([one.to(gates[0].device, non_blocking=True) for one in gates]).amin() if gates else None

@@ -56,6 +56,12 @@ class Settled:
             self._missed = 0
         return work
 
+    def let_go(self) -> None:
+        """Hold the gradients of :meth:`again` no longer."""
+        if self._picture is not None:
+            for part in self._picture.work:
+                part.grads.clear()
+
     def wants_picture(self) -> bool:
         """Whether one is worth making: after every one that did not hold, a longer pause."""
         self._pause -= 1
@@ -150,14 +156,13 @@ def _looks_of(params: Sequence[Tensor]) -> tuple[list[Any], ...]:
 
 
 def _kinds_of(grads: Sequence[Tensor]) -> tuple[list[Any], ...]:
-    """What of gradients an update depends on, beside their values and where they lie."""
+    """What of gradients an update depends on, beside their values and where they lie; sparse ones have strides of 0."""
     return (
         list(map(type, grads)),
         [grad.shape for grad in grads],
         [grad.stride() for grad in grads],
         [grad.dtype for grad in grads],
         [grad.device for grad in grads],
-        [grad.layout for grad in grads],
         [grad.is_neg() for grad in grads],
     )
 
@@ -169,7 +174,7 @@ def _in_order(work: Sequence[Work], params: Sequence[Tensor]) -> list[tuple[Work
 
 
 def _with_states(part: Work, states: States) -> Work:
-    """A copy of the part whose gradients may be written over, with the state that its rule moves by itself."""
+    """The part without its gradients, with the state that its rule moves by itself."""
     itself = not part.rule.is_matrix or part.rule.moving(part.options) is None
     return part._replace(
         grads=list(part.grads), states=[states[p] for p in part.params] if itself else None, alike=True

@@ -54,8 +54,10 @@ def step(kind: tuple[str, str], params: Sequence[Tensor], grads: Sequence[Tensor
          moving: Moving, **options: Any) -> bool:  # fmt: skip
     options = {"scales": [1.0] * len(params), "lr": 0.5, "keep": 0.9, **options}
     if kind[0] == "row_norm":
-        return native_steps.row_norm_step(params, grads, buffers, moving, eps_mode=kind[1], **options)
-    return native_steps.auon_step(params, grads, buffers, moving, variant=kind[1], **options)
+        ready = native_steps.prepare_row_norm_step(params, grads, buffers, moving, eps_mode=kind[1], **options)
+    else:
+        ready = native_steps.prepare_auon_step(params, grads, buffers, moving, variant=kind[1], **options)
+    return ready is not None and ready()
 
 
 def direction(kind: tuple[str, str], signal: Tensor) -> Tensor:
@@ -240,7 +242,7 @@ def test_autograd_sees_that_parameters_have_changed() -> None:
 # ------------------------------------------------------------------------------------------- elementwise steps
 
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])
-any_shape = st.sampled_from([(), (5,), (9000,), (3, 0), (40, 70), (2, 3, 4, 5), (3, 5000)])
+any_shape = st.sampled_from([(), (5,), (9000,), (3, 0), (40, 70), (2, 3, 4, 5), (3, 5000), (2, 70, 301)])
 any_layout = st.sampled_from(["contiguous", "transposed", "sliced"])
 
 
