@@ -142,7 +142,7 @@ def momentum_into(
     open_gate = gate is None or bool(gate > 0)
     numbers, table, left = array("d", (*moving, 1.0)), array("q"), []
     for triple in zip(outs, grads, buffers, strict=True):
-        lines = _flat_or_rows(triple, turnable=0) if open_gate and triple[2].dtype == torch.float32 else None
+        lines = _flat_or_rows(triple, turnable=(0,)) if open_gate and triple[2].dtype == torch.float32 else None
         if loops is None or lines is None:
             left.append(triple)
             continue
@@ -167,7 +167,7 @@ def subtract_updates(
     rate, table, left = float(lr), array("q"), []
     numbers = array("d", (0.0, 0.0, 0.0, 0.0, float(keep)))
     for param, update, scale in zip(params, updates, scales, strict=True):
-        lines = _flat_or_rows((param, update, update), turnable=1)
+        lines = _flat_or_rows((param, update, update), turnable=(1, 2))
         if loops is None or lines is None:
             left.append((param, update, scale))
             continue
@@ -303,10 +303,10 @@ def _types(triple: Triple) -> int | None:
     return first | second << 2 | third << 4
 
 
-def _lines(triple: Triple, turnable: int | None = None) -> Sequence[int] | None:
+def _lines(triple: Triple, turnable: tuple[int, ...] = ()) -> Sequence[int] | None:
     """Lines of the loops' table for three tensors ``(..., rows, cols)``; None where the loops do not take them.
 
-    The one with the index ``turnable`` may have its columns side by side instead of its rows.
+    Those whose index is ``turnable`` may have their columns side by side instead of their rows.
     """
     types = _types(triple)
     if types is None:
@@ -329,8 +329,7 @@ def _lines(triple: Triple, turnable: int | None = None) -> Sequence[int] | None:
     for index, x in enumerate(triple):
         *_, down, across = x.stride()
         if cols > 1 and across != 1:
-            may_be_turned = turnable is not None and x is triple[turnable]
-            if not may_be_turned or (rows > 1 and down != 1) or x.dtype is not torch.float32:
+            if index not in turnable or (rows > 1 and down != 1) or x.dtype is not torch.float32:
                 return None
             line[3] |= _TURNED << index
             down = across
@@ -338,7 +337,7 @@ def _lines(triple: Triple, turnable: int | None = None) -> Sequence[int] | None:
     return line
 
 
-def _flat_or_rows(triple: Triple, turnable: int) -> Sequence[int] | None:
+def _flat_or_rows(triple: Triple, turnable: tuple[int, ...]) -> Sequence[int] | None:
     """As :func:`_lines`, for ops that see no rows: contiguous tensors of any shape are cut where it is convenient."""
     a, b, c = triple
     if not (a.is_contiguous() and b.is_contiguous() and c.is_contiguous()):

@@ -72,6 +72,8 @@ def check_rate(key: str, value: Any, where: str) -> None:
     if isinstance(value, Tensor) and key == "lr":
         if value.numel() != 1:
             raise ValueError(f"{where}: Tensor lr must be 1-element, got shape {tuple(value.shape)}")
+        if value.is_meta:
+            raise ValueError(f"{where}: Tensor lr must hold a number, got one without memory, on the device meta")
         if not host_can_read(value.device) or torch.compiler.is_compiling():
             return  # to look would wait for the device
         value = value.item()

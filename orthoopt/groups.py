@@ -217,6 +217,8 @@ def check_rates(lr: Any, weight_decay: Any, where: str) -> None:
             raise ValueError(f"{where}: Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
         if not lr.dtype.is_floating_point:
             raise ValueError(f"{where}: Tensor lr must hold a floating point number, got {lr.dtype}")
+        if lr.is_meta:
+            raise ValueError(f"{where}: Tensor lr must hold a number, got one without memory, on the device meta")
         lr = lr.item() if host_can_read(lr.device) else 0.0  # elsewhere a look would wait for the device
     for key, value in (("lr", lr), ("weight_decay", weight_decay)):
         check_nonnegative(key, value, where)

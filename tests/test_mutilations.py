@@ -94,6 +94,7 @@ def test_keys_of_a_new_group(rule: str, place: int, how: str, data: st.DataObjec
 
 @given(RULES, st.integers(0, 2), VALUES, st.data())
 @EXAMPLES
+@pytest.mark.filterwarnings("ignore:the update of .* has RMS:RuntimeWarning")  # a limit that is one
 def test_values_of_a_live_group(rule: str, place: int, value: Any, data: st.DataObject) -> None:
     training = Training(rule)
     group = training.optimizer.param_groups[place]
@@ -112,8 +113,6 @@ def test_values_of_a_live_group(rule: str, place: int, value: Any, data: st.Data
         except (TypeError, ValueError, RuntimeError):
             # What a constructor refuses, a step refuses: numbers on other devices alone are not looked at.
             assert not happens(training, training.optimizer.step, plain(key)), (key, value)
-            return
-        if key == "lr" and isinstance(value, Tensor) and value.is_meta:
             return
         steps_equally(training, twin[0])
         return

@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from operands import LAYOUTS, OUT_LAYOUTS, assert_product, laid_out, poisoned
 from spectra import generator
@@ -86,6 +86,58 @@ def assert_product_in(
     assert_product(torch.where(where, result, exact.float()), a, b, c, alpha, beta)
 
 
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """General products by the loops, whatever the machine."""
+    monkeypatch.setattr(native_products, "outrun_the_library", lambda: True)
+
+
+@given(
+    batches, sides, inners, st.sampled_from(LAYOUTS[:4]), st.sampled_from(LAYOUTS[:4]),
+    st.sampled_from(OUT_LAYOUTS[:3]), scalars, scalars,
+)  # fmt: skip
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_general_products(
+    always: None, batch: tuple[int, ...], rows: int, cols: int, layout: str, other: str, out_layout: str,
+    scalar: float, alpha: float,
+) -> None:  # fmt: skip
+    x, b = (
+        laid_out((*batch, rows, cols), layout, torch.float32, 5),
+        laid_out((*batch, rows, rows), other, torch.float32, 6),
+    )
+    kept = x.clone(), b.clone()
+    out, check = poisoned((*batch, rows, cols), out_layout, torch.float32)
+    result = native_products.axpy_matmul(x, b, scalar, alpha=alpha, out=out)
+    assert result is out and torch.equal(x, kept[0]) and torch.equal(b, kept[1])
+    check()
+    assert_product(result, b, x, x, torch.tensor(alpha), torch.tensor(scalar))
+    if out.stride(-1) == 1:
+        assert torch.equal(native_products.axpy_matmul(x, b, scalar, alpha=alpha), result)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 700), (2, 300, 520), (3, 150, 33), (7, 256, 256)])
+def test_a_general_product_depends_on_its_matrices_alone(always: None, shape: tuple[int, ...]) -> None:
+    x, b = torch.randn(shape), torch.randn(*shape[:-1], shape[-2])
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(native_products.axpy_matmul(x, b, 0.5))
+            alone = torch.stack([native_products.axpy_matmul(*pair, 0.5) for pair in zip(x, b, strict=True)])
+            assert torch.equal(alone, results[0])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_general_products_are_torchs_where_its_library_is_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_products, "outrun_the_library", lambda: False)
+    monkeypatch.setattr(native_products, "_product", lambda *args, **options: pytest.fail("the loops"))
+    x, b = torch.randn(40, 50), torch.randn(40, 40)
+    assert torch.equal(native_products.axpy_matmul(x, b, 2.0), reference.axpy_matmul(x, b, 2.0))
+
+
 @given(st.sampled_from([1, 2, 3, 5, 7]), st.sampled_from([48, 128, 150, 288, 300]), st.sampled_from([40, 257]))
 @settings(max_examples=25)
 def test_a_result_depends_on_its_matrix_alone(batch: int, rows: int, inner: int) -> None:
@@ -113,13 +165,14 @@ def test_what_is_not_finite_stays_in_its_matrix() -> None:
     assert result[0].isfinite().all() and result[2].isfinite().all()
 
 
-def test_it_is_the_loops_that_are_tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("syrk", "symm_poly", "symm_matmul"):
+def test_it_is_the_loops_that_are_tested(always: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("syrk", "symm_poly", "symm_matmul", "axpy_matmul"):
         monkeypatch.setattr(reference, name, lambda *args, name=name, **options: pytest.fail(name))
     a, b, c = commuting((2,), 40, True)
     native_products.syrk(a)
     native_products.symm_poly(a, 1.0, 2.0)
     native_products.symm_matmul(a, b, c=c, beta=1.0)
+    native_products.axpy_matmul(torch.randn(2, 40, 30), a, 1.0)
 
 
 @pytest.mark.parametrize(

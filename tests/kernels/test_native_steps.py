@@ -283,6 +283,16 @@ def test_momentum_into_is_the_reference(
     assert torch.equal(grad, kept)
 
 
+@given(any_shape, any_layout, st.integers(0, 99))
+def test_a_buffer_may_be_its_own_signal(shape: tuple[int, ...], layout: str, seed: int) -> None:
+    source = generator(seed)
+    grad, buffer = drawn(shape, layout, torch.float32, source), drawn(shape, layout, torch.float32, source)
+    expected = buffer.double()
+    reference_steps.momentum_into([grad.double()], [expected], None, EMA)
+    native_steps.momentum_into([grad], [buffer], [buffer], EMA)
+    torch.testing.assert_close(buffer.double(), expected, rtol=4 * HALF_ULP, atol=32 * HALF_ULP)
+
+
 @given(any_shape, any_layout, any_layout, dtypes, dtypes, st.integers(0, 99))
 def test_subtract_updates_is_the_reference(
     shape: tuple[int, ...], layout: str, other: str, dtype: torch.dtype, update_dtype: torch.dtype, seed: int
