@@ -59,7 +59,8 @@ def bits(value: Any) -> Any:
     kind = (value.dtype, tuple(value.shape), value.device.type, value.layout)
     if value.is_meta or value.layout is not torch.strided:
         return kind
-    return (*kind, value.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
+    dense = torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())  # strides of 0 have no bytes to view
+    return (*kind, dense.reshape(-1).view(torch.uint8).tolist())
 
 
 def happens(training: Training, act: Any, name: str) -> bool:
