@@ -6,7 +6,6 @@ lets the rule make directions, and subtracts them scaled. Which rule does what i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 
 from orthoopt import buckets, checkpoint, compiled, matrix_state, rules, staging
 from orthoopt._work import Work, collect
+from orthoopt.admission import Admission
 from orthoopt.autocast import kinds_with_autocast, without_autocast
 from orthoopt.capture import check_capture
 from orthoopt.checks import SeenState, check_group, check_loaded
@@ -26,10 +26,7 @@ from orthoopt.guard import Guard, LargeUpdate, must_hold_back
 from orthoopt.kernels import STILL, Moving
 from orthoopt.nonfinite import (
     check_policy,
-    finite_gate,
-    first_nonfinite,
     host_can_read,
-    local_part,
     without_nonfinite,
 )
 from orthoopt.prepared import Matrices
@@ -98,14 +95,13 @@ class OrthoOpt(Optimizer):
             "lr": lr, "weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode, "maximize": maximize,
             "nonfinite": nonfinite, **DEFAULTS, **step_options,
         }  # fmt: skip
-        self._skipped: int | Tensor = 0
+        self._admission = Admission()
         self._steps, self._guard = 0, Guard()
         self._recorder: Recorder | None = None
         self._last: Recorder | None = None
         self._matrices, self._number = Matrices(), compiled.enlist(self)
         self._engine: Engine | None = None
         self._seen_options, self._seen_state, self._settled = set[Any](), SeenState(), Settled()
-        self._scan_memo: dict[Any, Any] = {}
         super().__init__(params, defaults)  # type: ignore[arg-type]  # torch wants dict where a Mapping will do
         # Cyclic schedulers look for one of these among the defaults, and cycle it in every group. They write momentum,
         # but read betas, so those must be in all groups.
@@ -118,10 +114,9 @@ class OrthoOpt(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore after unpickling, and at every load."""
         super().__setstate__(state)
-        self._skipped = 0 if "_skipped" not in self.__dict__ else self._skipped
+        self._admission = Admission() if "_admission" not in self.__dict__ else self._admission
         self._matrices, self._engine = Matrices(), None
         self._seen_options, self._seen_state, self._settled = set[Any](), SeenState(), Settled()
-        self._scan_memo: dict[Any, Any] = {}
         if "_guard" not in self.__dict__:
             self._steps, self._guard, self._recorder, self._last = 0, Guard(), None, None
         self._number = compiled.enlist(self) if "_number" not in self.__dict__ else self._number
@@ -153,7 +148,7 @@ class OrthoOpt(Optimizer):
     @property
     def skipped_steps(self) -> int:
         """How many steps a non-finite gradient has made empty since this object was made; waits for the device."""
-        return int(self._skipped)
+        return int(self._admission.skipped)
 
     @property
     def large_updates(self) -> list[LargeUpdate]:
@@ -244,6 +239,7 @@ class OrthoOpt(Optimizer):
             as :meth:`step`.
         """
         self._opt_called = True  # what torch's schedulers ask, see below
+        self._settled.forget()  # a picture is of the step before and of no other
         if torch.is_inference_mode_enabled() and not any(param.is_inference() for param in grads):
             # State made in that mode could not be written outside of it, nor could what caches keep.
             with torch.inference_mode(False), torch.no_grad():
@@ -258,7 +254,7 @@ class OrthoOpt(Optimizer):
         if is_one_of_many():
             self._engine = self._engine or new_engine()
             team = self._engine.begin(self.param_groups, work)
-        gates = self._admit(work, team)
+        gates = self._admission.admit(work, team)
         if gates is None:
             return
         self._steps += 1
@@ -299,7 +295,7 @@ class OrthoOpt(Optimizer):
             items, _ = self._items(work, {}, matrices)
             matrices.prepare(items)
         try:
-            gates = self._admit(work, None)
+            gates = self._admission.admit(work, None)
         finally:
             if gates is None:
                 matrices.release(items)
@@ -386,54 +382,6 @@ class OrthoOpt(Optimizer):
                 team.take(index, part, sources, self._terms_of(part, moving, gate))
         team.start()
         return [part for index in range(len(work)) if (part := team.here(index, state_of)) is not None]
-
-    def _admit(self, work: Sequence[Work], team: Step | None) -> dict[torch.device, Tensor] | None:
-        """Decide whether the step may happen: None if not, else a gate a device if the host must not wait to know."""
-        raising = any(part.group["nonfinite"] == "raise" for part in work)
-        seen: list[Tensor] = []
-        names: list[str] = []
-        unseen: dict[torch.device, list[Tensor]] = {}
-        for part in work:
-            if part.group["nonfinite"] == "ignore":
-                continue
-            device = part.params[0].device
-            grads = [grad if type(grad) is Tensor else local_part(grad) for grad in part.grads]
-            if raising or host_can_read(device):
-                seen += grads
-                names += part.names
-            else:
-                unseen.setdefault(device, []).extend(grads)
-        index = first_nonfinite(seen, self._scan_memo, all(part.alike for part in work)) if seen else None
-        bad = None if index is None else names[index]
-        gates = [finite_gate(grads) for grads in unseen.values()]
-        gate = torch.stack([one.to(gates[0].device, non_blocking=True) for one in gates]).amin() if gates else None
-        is_bad = bad is not None
-        if team is not None:
-            is_bad, gate = team.agree(is_bad, gate, raising)
-        if is_bad:
-            name = bad or "a parameter on another rank"
-            if raising:
-                raise FloatingPointError(f"the gradient of {name} is not finite")
-            self._report_skip(name)
-            return None
-        if gate is None:
-            return {}
-        if isinstance(self._skipped, Tensor) and self._skipped.device == gate.device:
-            self._skipped += 1 - gate  # in place: a captured step counts at every replay
-        else:
-            self._skipped = self._skipped + (1 - gate)
-        # Parameters that the host could check skip along: a step happens everywhere or nowhere.
-        devices = {part.params[0].device for part in work}
-        return {device: gate.to(device, non_blocking=not host_can_read(device)) for device in devices}
-
-    def _report_skip(self, name: str) -> None:
-        self._skipped = count = int(self._skipped) + 1
-        if count in (1, 10, 100) or count % 1000 == 0:
-            warnings.warn(
-                f"the gradient of {name} is not finite: this step changed nothing ({count} skipped so far)",
-                RuntimeWarning,
-                stacklevel=4,
-            )
 
     def _update_elementwise(self, part: Work, gate: Tensor | None) -> None:
         states = self._states_of(part)

@@ -134,6 +134,12 @@ def gradient_is_sparse(optimizer: OrthoOpt, params: Params) -> None:
 
 
 @change
+def a_step_is_taken_with_others(optimizer: OrthoOpt, params: Params) -> None:
+    """Of a compiled graph, for one; they lie in memory in another way."""
+    optimizer.step_with({param: torch.ones_like(param).mT.contiguous().mT for param in params.values()})
+
+
+@change
 def state_is_replaced(optimizer: OrthoOpt, params: Params) -> None:
     for state in optimizer.state.values():
         for key, value in tensors_of(state):
