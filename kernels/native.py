@@ -42,7 +42,9 @@ class Unit(NamedTuple):
 
 # Contraction would round differently in the vector part of a loop and in its tail, and so by position.
 STEPS = Unit(
-    "native", (_HERE / "native.h", _HERE / "native.c"), ("-O2", "-ftree-vectorize", "-ffp-contract=off", *_FLAGS)
+    "native",
+    tuple(_HERE / f"native{part}" for part in (".h", "_task.h", "_rules.h", "_elementwise.h", ".c")),
+    ("-O2", "-ftree-vectorize", "-ffp-contract=off", *_FLAGS),
 )
 # Products are made of fused multiply-adds, every element of the same ones.
 PRODUCTS = Unit(
@@ -107,9 +109,10 @@ def _load(steps: Path, products: Path) -> Library:
     loops.orthoopt_all_finite.argtypes = (many, pointer, ctypes.c_int)
     multiply.orthoopt_product.argtypes = (pointer, ctypes.c_int)
     tile, threads = (multiply.orthoopt_tile_rows(), multiply.orthoopt_tile_cols()), _threads()
-    for unit in (loops, multiply) if threads is not None else ():
-        unit.orthoopt_threads.argtypes = (pointer, pointer)
-        unit.orthoopt_threads(*threads)
+    if threads is not None:
+        for unit in (loops, multiply):
+            unit.orthoopt_threads.argtypes = (pointer, pointer)
+            unit.orthoopt_threads(*threads)
     return Library(loops.orthoopt_step, loops.orthoopt_all_finite, multiply.orthoopt_product, tile, threads)
 
 

@@ -6,7 +6,6 @@ is left to the caller, or given to the reference where the return value says not
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -14,10 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
-from torch.nn import Parameter
 
 from orthoopt.kernels import reference_steps
 from orthoopt.kernels.native import Library, available, library
+from orthoopt.kernels.native_table import GRAD, LINE, PART, flat_or_rows, is_plain, scan_line, step_lines
 from orthoopt.kernels.reference_steps import Moving
 
 __all__ = [
@@ -29,20 +28,11 @@ __all__ = [
     "subtract_updates",
 ]
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
-_SCANNED = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _EPS_MODES = {"relative": 0, "add": 1, "clamp": 2}
 _VARIANTS = {"spectral_bound": 0, "paper": 1}
 _ROW_NORM, _AUON, _MOMENTUM_INTO, _SUBTRACT_UPDATES = range(4)
-_LINE = 13
-_GRAD = 7  # where a line has the address of the gradient
-_PART = 3  # numbers that say where a gradient is, to look for bad ones
 _TABLE = "native table"
-_FLAT = 4096
-_TURNED = 64  # among a line's types, times two to the operand's index
-_STRIDED = torch.strided
 
-Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Step: TypeAlias = Callable[[], bool]
 
 
@@ -142,12 +132,12 @@ def momentum_into(
     open_gate = gate is None or bool(gate > 0)
     numbers, table, left = array("d", (*moving, 1.0)), array("q"), []
     for triple in zip(outs, grads, buffers, strict=True):
-        lines = _flat_or_rows(triple, turnable=(0,)) if open_gate and triple[2].dtype == torch.float32 else None
+        lines = flat_or_rows(triple, turnable=(0,)) if open_gate and triple[2].dtype == torch.float32 else None
         if loops is None or lines is None:
             left.append(triple)
             continue
         table.extend(lines)
-        numbers.extend([0.0] * (len(lines) // _LINE))
+        numbers.extend([0.0] * (len(lines) // LINE))
     if loops is not None:
         _run(loops, _MOMENTUM_INTO, 0, table, numbers)
     if left:
@@ -167,12 +157,12 @@ def subtract_updates(
     rate, table, left = float(lr), array("q"), []
     numbers = array("d", (0.0, 0.0, 0.0, 0.0, float(keep)))
     for param, update, scale in zip(params, updates, scales, strict=True):
-        lines = _flat_or_rows((param, update, update), turnable=(1, 2))
+        lines = flat_or_rows((param, update, update), turnable=(1, 2))
         if loops is None or lines is None:
             left.append((param, update, scale))
             continue
         table.extend(lines)
-        numbers.extend([rate * float(scale)] * (len(lines) // _LINE))
+        numbers.extend([rate * float(scale)] * (len(lines) // LINE))
     if loops is not None:
         _run(loops, _SUBTRACT_UPDATES, 0, table, numbers)
         increment_version(params)
@@ -194,21 +184,21 @@ def all_finite(grads: Sequence[Tensor], memo: dict[Any, Any] | None = None, alik
     if loops is None:
         return _none_is_bad(grads)
     if alike and memo is not None and _TABLE in memo:
-        table, left = memo[_TABLE], []
-        table[::_PART] = array("q", [grad.data_ptr() for grad in grads])
+        table, left = memo[_TABLE], list[Tensor]()
+        table[::PART] = array("q", [grad.data_ptr() for grad in grads])
     else:
         table, left = array("q"), []
         for grad in grads:
-            kind = _SCANNED.get(grad.dtype)
-            if kind is None or not _is_plain(grad) or not _is_dense(grad):
+            line = scan_line(grad)
+            if line is None:
                 left.append(grad)
             else:
-                table.extend((grad.data_ptr(), grad.numel(), kind))
+                table.extend(line)
         if memo is not None:
             memo.pop(_TABLE, None)
             if not left:
                 memo[_TABLE] = table
-    if table and not loops.all_finite(len(table) // _PART, table.buffer_info()[0], torch.get_num_threads()):
+    if table and not loops.all_finite(len(table) // PART, table.buffer_info()[0], torch.get_num_threads()):
         return False
     return _none_is_bad(left)
 
@@ -238,11 +228,11 @@ def _direct(
     if table is None:
         table, counts = array("q"), []
         for param, grad, buffer in zip(params, grads, buffers, strict=True):
-            lines = _lines((param, grad, buffer)) if buffer.dtype == torch.float32 else None
+            lines = step_lines((param, grad, buffer)) if buffer.dtype == torch.float32 else None
             if lines is None:
                 return None
             table.extend(lines)
-            counts.append(len(lines) // _LINE)
+            counts.append(len(lines) // LINE)
         if memo is not None:
             memo.pop(_TABLE, None)
             if all(count == 1 for count in counts) and all(map(_as_remembered, grads)):
@@ -270,98 +260,17 @@ def _with_gradients(memo: dict[Any, Any] | None, grads: Sequence[Tensor], alike:
     table, shapes = memo[_TABLE]
     if not alike and ([grad.shape for grad in grads] != shapes or not all(map(_as_remembered, grads))):
         return None
-    table[_GRAD::_LINE] = array("q", [grad.data_ptr() for grad in grads])
+    table[GRAD::LINE] = array("q", [grad.data_ptr() for grad in grads])
     return table
 
 
 def _as_remembered(grad: Tensor) -> bool:
     """Whether a gradient lies in memory as the table has it: nearly all do."""
-    return type(grad) is Tensor and grad.dtype is torch.float32 and grad.is_contiguous() and _is_plain(grad)
+    return type(grad) is Tensor and grad.dtype is torch.float32 and grad.is_contiguous() and is_plain(grad)
 
 
 def _run(loops: Library, rule: int, kind: int, table: array[int], numbers: array[float]) -> bool:
     """Whether it was done; one thing alone stops the loops before they begin, the want of memory for their sums."""
     addresses = table.buffer_info()[0], numbers.buffer_info()[0]
-    lines = len(table) // _LINE
+    lines = len(table) // LINE
     return loops.step(rule, kind, lines, *addresses, torch.get_num_threads()) == 0
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether the numbers are at ``data_ptr()``, as they are meant: no subclass, no sparse layout, no lazy negation."""
-    kind = type(tensor)
-    return (kind is Tensor or kind is Parameter) and tensor.is_cpu and tensor.layout is _STRIDED and not tensor.is_neg()
-
-
-def _types(triple: Triple) -> int | None:
-    """The dtypes as the table has them; None where the loops do not take these tensors."""
-    a, b, c = triple
-    first, second, third = _TYPES.get(a.dtype), _TYPES.get(b.dtype), _TYPES.get(c.dtype)
-    if first is None or second is None or third is None or not (_is_plain(a) and _is_plain(b) and _is_plain(c)):
-        return None
-    if not a.shape == b.shape == c.shape:
-        raise ValueError(f"tensors of one parameter must have one shape, got {[tuple(x.shape) for x in triple]}")
-    return first | second << 2 | third << 4
-
-
-def _lines(triple: Triple, turnable: tuple[int, ...] = ()) -> Sequence[int] | None:
-    """Lines of the loops' table for three tensors ``(..., rows, cols)``; None where the loops do not take them.
-
-    Those whose index is ``turnable`` may have their columns side by side instead of their rows.
-    """
-    types = _types(triple)
-    if types is None:
-        return None
-    a, b, c = triple
-    *batch, rows, cols = a.shape
-    size = rows * cols
-    if a.is_contiguous() and b.is_contiguous() and c.is_contiguous():
-        count = math.prod(batch)
-        if not count * size:
-            return ()
-        where = (a.data_ptr(), size, cols, b.data_ptr(), size, cols, c.data_ptr(), size, cols)
-        return (count, rows, cols, types, *where)
-    if not a.numel():
-        return ()
-    if len(batch) > 1:  # strides of a flattened batch may not exist
-        parts = [_lines(part, turnable) for part in zip(a, b, c, strict=True)]
-        return None if None in parts else [number for part in parts for number in part or ()]
-    line = [batch[0] if batch else 1, rows, cols, types]
-    for index, x in enumerate(triple):
-        *_, down, across = x.stride()
-        if cols > 1 and across != 1:
-            if index not in turnable or (rows > 1 and down != 1) or x.dtype is not torch.float32:
-                return None
-            line[3] |= _TURNED << index
-            down = across
-        line += (x.data_ptr(), x.stride(0) if batch else 0, down)
-    return line
-
-
-def _flat_or_rows(triple: Triple, turnable: tuple[int, ...]) -> Sequence[int] | None:
-    """As :func:`_lines`, for ops that see no rows: contiguous tensors of any shape are cut where it is convenient."""
-    a, b, c = triple
-    if not (a.is_contiguous() and b.is_contiguous() and c.is_contiguous()):
-        return _lines(triple, turnable) if a.ndim >= 2 else None
-    types = _types(triple)
-    if types is None:
-        return None
-    rows, rest = divmod(a.numel(), _FLAT)
-    lines: list[int] = []
-    for start, height, width in ((0, rows, _FLAT), (rows * _FLAT, 1, rest)):
-        if height * width:
-            lines += (1, height, width, types)
-            for x in triple:
-                lines += (x.data_ptr() + start * x.element_size(), 0, width)
-    return lines
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill a stretch of memory, in whatever order."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted((x, n) for x, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True

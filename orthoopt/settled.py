@@ -131,8 +131,9 @@ class _Picture:
         grads = [grad for grad in grads if grad is not None]
         if len(states) != len(self._states) or list(map(len, self._states)) != self._sizes:
             return None
-        found = zip((states, states.values()), (self._owners, self._states), strict=True)
-        if not all(all(map(operator.is_, now, then)) for now, then in found):
+        if not all(map(operator.is_, states, self._owners)) or not all(
+            map(operator.is_, states.values(), self._states)
+        ):
             return None
         held = [value for state in self._states for value in state.values()]
         if not all(map(operator.is_, held, self._held)) or [value.data_ptr() for value in held] != self._held_at:

@@ -64,10 +64,11 @@ def test_another_compiler_source_or_cpu_is_another_library(
     monkeypatch.setenv("CC", newer)
     native._built(native.STEPS, tuning)
     changed = tmp_path / "native.c"
-    header, source = native.STEPS.sources
+    *headers, source = native.STEPS.sources
     changed.write_text(source.read_text() + "\n")
-    shutil.copy(header, tmp_path)
-    monkeypatch.setattr(native, "STEPS", native.STEPS._replace(sources=(header, changed)))
+    for header in headers:
+        shutil.copy(header, tmp_path)
+    monkeypatch.setattr(native, "STEPS", native.STEPS._replace(sources=(*headers, changed)))
     native._built(native.STEPS, tuning)
     assert len(libraries(folder)) == 4
 
