@@ -104,9 +104,10 @@ int orthoopt_step(int rule, int kind, int64_t lines, const int64_t *table, const
         return 1;
     }
     j.bytes = (char *)(taken + 1);
-    for (int64_t i = 0, next = 0; i < count; i++) {
-        if (next < few && j.small[next] == i) {
-            next++;
+    /* Backwards: of the gradients, which have been looked at in their order, the last are still in cache. */
+    for (int64_t i = count - 1, next = few - 1; i >= 0; i--) {
+        if (next >= 0 && j.small[next] == i) {
+            next--;
             continue;
         }
         task t = j.common;
@@ -115,7 +116,7 @@ int orthoopt_step(int rule, int kind, int64_t lines, const int64_t *table, const
         lay_out(&t, rule, j.bytes);
         rules[rule](&t);
     }
-    each(threads, few, BACKWARDS, run_alone, &j); /* backwards: the gradients checked last are in cache */
+    each(threads, few, BACKWARDS, run_alone, &j);
     give_reserve(taken);
     free(j.all);
     return 0;
