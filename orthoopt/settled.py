@@ -177,9 +177,8 @@ def _in_order(work: Sequence[Work], params: Sequence[Tensor]) -> list[tuple[Work
 def _with_states(part: Work, states: States) -> Work:
     """The part without its gradients, with the state that its rule moves by itself."""
     itself = not part.rule.is_matrix or part.rule.moving(part.options) is None
-    return part._replace(
-        grads=list(part.grads), states=[states[p] for p in part.params] if itself else None, alike=True
-    )
+    own = [states[param] for param in part.params] if itself else None
+    return part._replace(grads=[], states=own, alike=True)
 
 
 def _can_be_compared(work: Sequence[Work], states: States) -> bool:

@@ -16,6 +16,22 @@ RULES = sorted((ROOT / "docs" / "rules").glob("*.md"))
 MARKER = re.compile(r"^<!-- measured: (?P<arms>.+) -->\n(?P<shown>(?:(?!<!--|#).*\n)*?)<!-- end -->$", re.M)
 README = ROOT / "README.md"
 TRAINED = re.compile(r"^<!-- trained: (?P<file>\w+) -->\n(?P<shown>(?:(?!<!--|#).*\n)*?)<!-- end -->$", re.M)
+STEPPED = re.compile(r"^<!-- steps: (?P<file>\w+) -->\n(?P<shown>(?:(?!<!--|#).*\n)*?)<!-- end -->$", re.M)
+_TIMED = {
+    "orthoopt.Muon": "`orthoopt.Muon`",
+    "torch.optim.Muon": "`torch.optim.Muon` (bfloat16 iteration)",
+    "torch.optim.Muon float32": "`torch.optim.Muon`, float32",
+    "pytorch-optimizer gram, no restart, float32": "pytorch-optimizer, Gram form, float32",
+    "pytorch-optimizer float32": "pytorch-optimizer, float32",
+    "heavyball float32": "heavyball, float32, compiled",
+    "orthoopt.RowNorm": "`orthoopt.RowNorm`",
+    "orthoopt.RowNorm unchecked": 'the same with `nonfinite="ignore"`',
+    "orthoopt.AuON": "`orthoopt.AuON`",
+    "orthoopt.AuON unchecked": 'the same with `nonfinite="ignore"`',
+    "torch.optim.AdamW foreach": "`torch.optim.AdamW`, foreach",
+    "torch.optim.AdamW fused": "`torch.optim.AdamW`, fused",
+}
+"""The variants that the README shows, and how it calls them."""
 _ADAMW = ("torch.optim.AdamW", "torch.optim.AdamW+embedding_x10")
 _STEPS = {
     "adamw": "torch.optim.AdamW fused", "muon": "orthoopt.Muon", "scion": "orthoopt.Scion", "trion": "orthoopt.Trion",
@@ -97,6 +113,17 @@ def _lower(differences: list[Any], than: str, arm: str) -> str:
     return f"{mean:.3f}, {min(ends):.3f} to {max(ends):.3f}"
 
 
+def steps_table(name: str) -> str:
+    """The step times of a result file on the CPU-sized set."""
+    rows = {row["name"]: row for row in _result(name)["shapes"]["cpu_small"]["variants"]}
+    lines = ["", "| | ms, median | times as fast as `torch.optim.Muon` | error against float64 |", "|---|---|---|---|"]
+    baseline = rows["torch.optim.Muon"]["seconds"]["median"]
+    for variant, title in _TIMED.items():
+        seconds = rows[variant]["seconds"]["median"]
+        lines.append(f"| {title} | {1e3 * seconds:.3g} | {baseline / seconds:.3g} | {rows[variant]['error']:.1e} |")
+    return "\n".join(lines) + "\n\n"
+
+
 def step_times() -> list[str]:
     """What the questions say of step times: ours, torch's, and how much faster than the fastest peer."""
     result = _result("step_cpu")
@@ -118,7 +145,10 @@ def with_tables(text: str) -> str:
     def compared(found: re.Match[str]) -> str:
         return f"<!-- trained: {found['file']} -->\n{trained_table(found['file'])}<!-- end -->"
 
-    return TRAINED.sub(compared, MARKER.sub(filled, text))
+    def stepped(found: re.Match[str]) -> str:
+        return f"<!-- steps: {found['file']} -->\n{steps_table(found['file'])}<!-- end -->"
+
+    return STEPPED.sub(stepped, TRAINED.sub(compared, MARKER.sub(filled, text)))
 
 
 if __name__ == "__main__":
