@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from orthoopt import nonfinite
 from orthoopt._work import Work
-from orthoopt.nonfinite import finite_gate, first_nonfinite, host_can_read, local_part
+from orthoopt.nonfinite import finite_gate, first_nonfinite, local_part
 
 if TYPE_CHECKING:
     from orthoopt.distributed.step import Step
@@ -35,7 +36,7 @@ class Admission:
                 continue
             device = part.params[0].device
             grads = [grad if type(grad) is Tensor else local_part(grad) for grad in part.grads]
-            if raising or host_can_read(device):
+            if raising or nonfinite.host_can_read(device):
                 seen += grads
                 names += part.names
             else:
@@ -61,7 +62,7 @@ class Admission:
             self.skipped = self.skipped + (1 - gate)
         # Parameters that the host could check skip along: a step happens everywhere or nowhere.
         devices = {part.params[0].device for part in work}
-        return {device: gate.to(device, non_blocking=not host_can_read(device)) for device in devices}
+        return {device: gate.to(device, non_blocking=not nonfinite.host_can_read(device)) for device in devices}
 
     def _report_skip(self, name: str) -> None:
         self.skipped = count = int(self.skipped) + 1

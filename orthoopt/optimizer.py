@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from orthoopt import buckets, checkpoint, compiled, matrix_state, rules, staging
+from orthoopt import buckets, checkpoint, compiled, matrix_state, nonfinite, rules, staging
 from orthoopt._work import Work, collect
 from orthoopt.admission import Admission
 from orthoopt.autocast import kinds_with_autocast, without_autocast
@@ -24,11 +24,7 @@ from orthoopt.elementwise import apply_elementwise, measured
 from orthoopt.groups import check_rates, complete_group
 from orthoopt.guard import Guard, LargeUpdate, must_hold_back
 from orthoopt.kernels import STILL, Moving
-from orthoopt.nonfinite import (
-    check_policy,
-    host_can_read,
-    without_nonfinite,
-)
+from orthoopt.nonfinite import check_policy, without_nonfinite
 from orthoopt.prepared import Matrices
 from orthoopt.rules import Rule, Tensors
 from orthoopt.settled import Settled
@@ -484,7 +480,8 @@ def _computed_gradients(part: Work, gate: Tensor | None) -> Tensors:
 def _asks_the_host(work: Sequence[Work]) -> bool:
     """Whether the host itself decides if a step may happen, and no rule moves state before it says what it will do."""
     return all(
-        host_can_read(part.params[0].device) and (not part.rule.is_matrix or part.rule.moving(part.options) is not None)
+        nonfinite.host_can_read(part.params[0].device)
+        and (not part.rule.is_matrix or part.rule.moving(part.options) is not None)
         for part in work
     )
 

@@ -105,7 +105,7 @@ def test_resuming_is_bitwise_and_options_can_be_taken_back() -> None:
 @NEEDS
 def test_a_skipped_step_changes_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Codes of codes need not be the same, so they are not made where nothing moved."""
-    monkeypatch.setattr("orthoopt.optimizer.host_can_read", lambda device: False)
+    monkeypatch.setattr("orthoopt.nonfinite.host_can_read", lambda device: False)
     params = parameters()
     optimizer = optimizer_of("spectral", params, state_dtype="int8")
     run(optimizer, params, 0, 3)

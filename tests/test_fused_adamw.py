@@ -43,7 +43,7 @@ def test_it_is_the_rule(fused_here: list[int], lr: float | Tensor, mode: str, de
 
 
 def test_a_gate_that_is_shut_changes_nothing_at_all(fused_here: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orthoopt.optimizer.host_can_read", lambda device: False)  # as for an accelerator
+    monkeypatch.setattr("orthoopt.nonfinite.host_can_read", lambda device: False)  # as for an accelerator
     params = parameters()
     optimizer = optimizer_of(params, lr=0.01)
     run(optimizer, params, 0, 2)

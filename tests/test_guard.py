@@ -22,7 +22,7 @@ QUIET = pytest.mark.filterwarnings("ignore:the update of:RuntimeWarning")
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The host may look at values, or (as on accelerators) flags stay on the device; both run here."""
     if request.param == "device":
-        monkeypatch.setattr(orthoopt.optimizer, "host_can_read", lambda device: False)
+        monkeypatch.setattr(orthoopt.nonfinite, "host_can_read", lambda device: False)
         monkeypatch.setattr(orthoopt.guard, "host_can_read", lambda device: False)
     return request.param
 

@@ -20,7 +20,7 @@ BAD = (math.nan, math.inf, -math.inf)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The host may look at values, or (as on accelerators) a gate stays on the device; both run here."""
     if request.param == "device":
-        monkeypatch.setattr(orthoopt.optimizer, "host_can_read", lambda device: False)
+        monkeypatch.setattr(orthoopt.nonfinite, "host_can_read", lambda device: False)
     return request.param
 
 
@@ -66,7 +66,7 @@ def test_a_bad_first_step_leaves_an_optimizer_as_new(name: str, path: str) -> No
 def test_the_gated_path_gives_what_the_host_path_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gated, plain = parameters(torch.float64), parameters(torch.float64)
     run(optimizer_of(name, plain), plain, 0, 4)
-    monkeypatch.setattr(orthoopt.optimizer, "host_can_read", lambda device: False)
+    monkeypatch.setattr(orthoopt.nonfinite, "host_can_read", lambda device: False)
     run(optimizer_of(name, gated), gated, 0, 4)
     for key in plain:
         # Another order of operations: float64 rounding, times the slope of the iteration in weak directions.

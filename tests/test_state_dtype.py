@@ -134,7 +134,7 @@ def test_resuming_is_bitwise(name: str, through: Callable[..., Any]) -> None:
 def test_a_bad_step_changes_nothing(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where the noise is, so that what follows is as if nothing had been."""
     if path == "device":
-        monkeypatch.setattr(orthoopt.optimizer, "host_can_read", lambda device: False)
+        monkeypatch.setattr(orthoopt.nonfinite, "host_can_read", lambda device: False)
     params, others = parameters(torch.bfloat16), parameters(torch.bfloat16)
     optimizer, other = (optimizer_of(name, some, **SMALL) for some in (params, others))
     for index, some in enumerate((params, others)):

@@ -88,7 +88,7 @@ def test_tensor_rates_and_gates_change_nothing(name: str, mode: str, monkeypatch
             for group in optimizer.param_groups:
                 group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
         if kind == "gated":
-            monkeypatch.setattr(orthoopt.optimizer, "host_can_read", lambda device: False)
+            monkeypatch.setattr(orthoopt.nonfinite, "host_can_read", lambda device: False)
         run(optimizer, params, 0, 3)
     for key in plain:
         # Another order of operations: float64 rounding, times the slope of an iteration in weak directions.

@@ -42,7 +42,7 @@ def test_steps_are_the_float64_steps_and_bad_ones_change_nothing(name: str, monk
     for function in ("row_norm_step", "auon_step"):
         noted(triton_rows, function)
     noted(orthoopt.newton_schulz, "small_gram")
-    monkeypatch.setattr(orthoopt.optimizer, "host_can_read", lambda device: False)  # as for an accelerator
+    monkeypatch.setattr(orthoopt.nonfinite, "host_can_read", lambda device: False)  # as for an accelerator
 
     start, exact, params = parameters(torch.float64), parameters(torch.float64), parameters()
     run(optimizer_of(name, exact), exact, 0, 2)
