@@ -82,7 +82,7 @@ def outrun_the_library() -> bool:
     """Whether the loops are the faster ones for products that are not symmetric, too.
 
     On AMD's CPUs MKL multiplies in registers of 256 bits, also where there are 512: at half the rate on the one that
-    was measured (bench/results/orthogonalize_cpu_avx512_bf16.json). That is told from what the machine is, not from a
+    was measured (bench/results/orthogonalize_cpu.json). That is told from what the machine is, not from a
     clock: results must not differ from run to run.
     """
     loops = library()

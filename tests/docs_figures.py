@@ -61,7 +61,7 @@ def table(arms: list[str]) -> str:
     differences = {frozenset(row["between"]): row for row in plans["differences"]}
     states = {row["plan"]: row["of_adamw"] for row in _result("memory_cpu")["state"] if row["model"] == "qwen3-0.6b"}
     sets = _result("step_cpu")["shapes"]
-    steps = {row["name"]: 1e3 * row["seconds"]["median"] for row in sets["cpu_small"]["variants"]}
+    steps = {row["name"]: 1e3 * row["seconds"]["median"] for row in sets["cpu_small"]["variants"] if row["seconds"]}
     lines = []
     for arm in arms:
         trained = plans["plans"][arm]
@@ -120,20 +120,56 @@ def steps_table(name: str) -> str:
     baseline = rows["torch.optim.Muon"]["seconds"]["median"]
     for variant, title in _TIMED.items():
         seconds = rows[variant]["seconds"]["median"]
-        lines.append(f"| {title} | {1e3 * seconds:.3g} | {baseline / seconds:.3g} | {rows[variant]['error']:.1e} |")
+        figures = (_three_digits(1e3 * seconds), _three_digits(baseline / seconds), f"{rows[variant]['error']:.1e}")
+        lines.append(f"| {' | '.join((title, *figures))} |")
     return "\n".join(lines) + "\n\n"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def step_times() -> list[str]:
     """What the questions say of step times: ours, torch's, and how much faster than the fastest peer."""
-    result = _result("step_cpu")
-    milliseconds = {row["name"]: 1e3 * row["seconds"]["median"] for row in result["shapes"]["cpu_small"]["variants"]}
-    (ahead,) = (row["value"] for row in result["must_show"] if row["what"] == "fastest peer over orthoopt.Muon")
+    said = []
+    for name in ("step_cpu", "step_cpu_avx2"):
+        rows = _result(name)["shapes"]["cpu_small"]["variants"]
+        milliseconds = {row["name"]: 1e3 * row["seconds"]["median"] for row in rows if row["seconds"]}
+        said.append(f"a step of `orthoopt.Muon` takes {milliseconds['orthoopt.Muon']:.0f} ms where")
+        said.append(f"`torch.optim.Muon` takes {milliseconds['torch.optim.Muon']:.0f}")
+    claims = _claims("step_cpu")
+    ahead = claims["fastest peer over orthoopt.Muon"]
+    return [*said, f"{ahead:.2f} times as fast as the fastest float32 implementation of another package"]
+
+
+def step_ratios() -> list[str]:
+    """What the README says of them."""
+    claims = _claims("step_cpu")
+    of_adamw = [f"orthoopt.{rule}{kind} over torch.optim.AdamW fused" for kind in ("", " unchecked")
+                for rule in ("RowNorm", "AuON")]  # fmt: skip
+    row_norm, auon, unchecked, auon_unchecked = (claims[what] for what in of_adamw)
     return [
-        f"`orthoopt.Muon` takes {milliseconds['orthoopt.Muon']:.0f} ms",
-        f"`torch.optim.Muon` takes {milliseconds['torch.optim.Muon']:.0f}",
-        f"{ahead:.2f} times as fast as the fastest float32 implementation of another package",
+        f"{claims['torch.optim.Muon over orthoopt.Muon']:.2g} times as fast as torch's in bfloat16",
+        f"{claims['fastest peer over orthoopt.Muon']:.2f} times as fast as the fastest peer in float32",
+        f"take {row_norm:.2f} and {auon:.2f} of fused AdamW's time, {unchecked:.2f} and {auon_unchecked:.2f} without",
     ]
+
+
+def shares_of_product() -> list[str]:
+    """The least and the most of the product's rate that the iteration reaches, as the README says it."""
+    shares = {
+        name: [row["value"] for row in _result(name)["must_show"] if row["what"] == "share of the product's rate"]
+        for name in ("orthogonalize_cpu", "orthogonalize_cpu_avx2")
+    }
+    here, there = shares["orthogonalize_cpu"], shares["orthogonalize_cpu_avx2"]
+    return [
+        f"at {min(here):.1f} to {max(here):.1f} times the rate of torch's matrix product",
+        f"at {min(there):.2f} to {max(there):.2f} of that rate",
+    ]
+
+
+def _claims(name: str) -> dict[str, float]:
+    return {row["what"]: row["value"] for row in _result(name)["must_show"] if row.get("set") == "cpu_small"}
 
 
 def with_tables(text: str) -> str:

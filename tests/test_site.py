@@ -183,6 +183,9 @@ def test_the_step_times_that_are_quoted_are_those_of_the_result_file() -> None:
     answer = " ".join((ROOT / "docs" / "faq.md").read_text(encoding="utf-8").partition("## 17.")[2].split())
     for words in docs_figures.step_times():
         assert words in answer, words
+    readme = " ".join(docs_figures.README.read_text(encoding="utf-8").split())
+    for words in (*docs_figures.step_ratios(), *docs_figures.shares_of_product()):
+        assert words in readme, words
 
 
 @pytest.mark.timeout(900)
