@@ -126,7 +126,13 @@ class OfRule:
 
 
 def _of_float32(x: Tensor, tolerance: Callable[[Tensor], float] = polar.rank_tolerance) -> float:
-    return tolerance(x.float())
+    """What lies between the singular values that float32 keeps of this matrix and those that it leaves out.
+
+    Not float32's tolerance itself: a singular value within rounding of it would be kept here and left out there.
+    """
+    kept = int((torch.linalg.svdvals(x.float()) > tolerance(x.float())).sum())
+    values = [torch.inf, *torch.linalg.svdvals(x).tolist(), 0.0]
+    return (values[kept] + values[kept + 1]) / 2
 
 
 _HYBRID = {"cols": OfRule("hybrid", (("axis", "cols"),)), "rows": OfRule("hybrid")}

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 
 import orthoopt
+from orthoopt import polar
 from orthoopt.bench import definitions, shapes, step, step_table, timing, variants
 from orthoopt.bench.shapes import Matrix, ShapeSet
 
@@ -81,6 +82,19 @@ def test_the_gram_forms_count_is_the_products_it_makes(steps: int, rows: int, co
             r, count = map_ @ r @ map_, count + 4 * short**3
     assert count == shapes.gram_flops(rows, cols, steps)
     assert torch.allclose(q @ x / x.norm(), expected, rtol=1e-9, atol=1e-12)  # float64, a dozen products
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("beside", [-1e-7, 0.0, 1e-7])
+def test_a_definition_keeps_the_directions_that_float32_keeps(seed: int, beside: float) -> None:
+    """Of a matrix with a singular value on the very edge of what float32 takes for rounding."""
+    x = torch.randn(24, 24, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(x)
+    s /= s.norm()
+    s[-1] = polar.rank_tolerance(x.float()) * (1 + beside)
+    x = (u * s) @ vh
+    kept = (torch.linalg.svdvals(x.float()) > polar.rank_tolerance(x.float())).sum()
+    assert (torch.linalg.svdvals(x) > definitions._of_float32(x)).sum() == kept >= 23
 
 
 def test_an_unknown_set_is_refused_with_the_known_ones() -> None:
@@ -247,7 +261,7 @@ def test_a_wrong_result_gets_no_time(build) -> None:
     wrong, right = result["variants"]
     assert not wrong["correct"] and wrong["seconds"] is wrong["share_of_ceiling"] is None
     assert wrong["times_faster_than_baseline"] is result["ours_times_faster_than_baseline"] is None
-    assert right["seconds"]["repeats"] == 4
+    assert right["seconds"]["repeats"] >= 3  # four, or as many as fit on a busy machine
     line = next(line for line in step_table.terminal(result).splitlines() if line.startswith(variants.OURS))
     assert "wrong result: not timed" in line
 
