@@ -119,7 +119,7 @@ def bounded(item: Item) -> Iterator[Item]:
 
 def chunks(items: Iterable[Item]) -> list[list[Item]]:
     """The items, bounded already, by bucket, in portions of at most :data:`MAX_ELEMENTS`."""
-    return [portion for bucket in _by(items, _key) for portion in _portions(bucket)]
+    return [portion for bucket in grouped(items, _key) for portion in _portions(bucket)]
 
 
 def bytes_needed(chunk: list[Item]) -> int | None:
@@ -134,83 +134,6 @@ def bytes_needed(chunk: list[Item]) -> int | None:
     batch, dtype = sum(item.batch for item in chunk), _signal_dtype(first)
     work = first.rule.workspace(batch, rows, cols, first.options, dtype, first.target.device)
     return batch * rows * cols * dtype.itemsize + work
-
-
-class _Alike(NamedTuple):
-    """Items that share terms, and lists that stay the same objects for as long as the same items do."""
-
-    items: list[Item]
-    targets: list[Tensor]
-    buffers: list[Tensor]
-    scales: list[float]
-    memo: dict[Any, Any]
-
-
-class Fusible:
-    """Items of any shapes that a rule may take in one pass over memory, each seen as it is stored."""
-
-    def __init__(self, items: list[Item]) -> None:
-        self.items = items
-        self._alike: list[_Alike] = []
-        self._owners: tuple[int, ...] = ()
-        self._ready: list[tuple[_Alike, Callable[[], bool] | None]] = []
-
-    def prepare(self) -> None:
-        """Have at hand what :meth:`apply` will do with the sources and terms that the items have now."""
-        self._sort()
-        self._ready = [(alike, _step_of(alike)) for alike in self._alike]
-
-    def apply(self) -> None:
-        """Let every item have its update, by the rule's ``prepare_step`` where it takes them."""
-        if torch.compiler.is_compiling():
-            apply(self.items)
-            return
-        if not self._ready:
-            self.prepare()
-        ready, self._ready = self._ready, []
-        for alike, step in ready:
-            if step is None or not step():
-                apply(alike.items)
-
-    def release(self) -> None:
-        """Forget what was prepared."""
-        self._ready = []
-
-    def _sort(self) -> None:
-        """Let ``_alike`` be by the items' terms; as it is, where the same items share them as in the last step."""
-        numbers: dict[int, int] = {}
-        owners = tuple(numbers.setdefault(id(item.terms), len(numbers)) for item in self.items)
-        if owners == self._owners:
-            return
-        self._owners, self._alike = owners, []
-        for pairs in _by(zip(owners, self.items, strict=True), lambda pair: pair[0]):
-            items = [item for _, item in pairs]
-            buffers = [item.buffer for item in items if item.buffer is not None]
-            self._alike.append(
-                _Alike(items, [item.target for item in items], buffers, [item.scale for item in items], {})
-            )
-
-
-def _step_of(alike: _Alike) -> Callable[[], bool] | None:
-    first = alike.items[0]
-    terms, prepare = first.terms, first.rule.prepare_step
-    assert prepare is not None
-    if terms.decay.is_cautious:
-        return None
-    return prepare(
-        alike.targets, [item.source for item in alike.items], alike.buffers, terms.moving, first.options,
-        scales=alike.scales, lr=terms.lr, keep=terms.decay.keep, gate=terms.gate, memo=alike.memo, alike=terms.alike,
-    )  # fmt: skip
-
-
-def fusible(items: Iterable[Item]) -> tuple[list[Fusible], list[Item]]:
-    """The items that may be taken in one pass, by rule and options, and the rest."""
-    rest: list[Item] = []
-    some: list[Item] = []
-    for item in items:
-        plain = item.shape == tuple(item.target.shape) and item.buffer is not None and item.padding_row is None
-        (some if plain and item.rule.prepare_step is not None else rest).append(item)
-    return [Fusible(alike) for alike in _by(some, lambda item: (item.rule.name, hashable(item.options)))], rest
 
 
 def _key(item: Item) -> tuple[Any, ...]:
@@ -263,7 +186,7 @@ def _signals(chunk: list[Item]) -> Tensor:
     stacked = first.source.new_empty((sum(counts), *first.stacked_shape[1:]), dtype=_signal_dtype(first))
     outs = [_as_target(part, item) for part, item in zip(stacked.split(counts), chunk, strict=True)]
     pairs = list(zip(chunk, outs, strict=True))
-    for some in _by(pairs, lambda pair: pair[0].terms.moving):
+    for some in grouped(pairs, lambda pair: pair[0].terms.moving):
         moving, gate = some[0][0].terms.moving, first.terms.gate
         if moving.remembers:
             buffers = [item.buffer for item, _ in some if item.buffer is not None]
@@ -308,7 +231,7 @@ def subtract(chunk: Sequence[Item], updates: Sequence[Tensor]) -> None:
         if item.terms.decay.is_cautious:
             _subtract_cautiously(item, update)
     plain = [pair for pair in pairs if not pair[0].terms.decay.is_cautious]
-    for some in _by(plain, lambda pair: _by_identity(pair[0].terms)):
+    for some in grouped(plain, lambda pair: _by_identity(pair[0].terms)):
         targets, terms = [item.target for item, _ in some], some[0][0].terms
         scales = [item.scale for item, _ in some]
         subtract_updates(targets, [update for _, update in some], scales, terms.lr, terms.decay.keep)
@@ -323,7 +246,7 @@ def _subtract_cautiously(item: Item, update: Tensor) -> None:
         item.target.copy_(wide)
 
 
-def _by(things: Iterable[T], key: Callable[[T], Any]) -> list[list[T]]:
+def grouped(things: Iterable[T], key: Callable[[T], Any]) -> list[list[T]]:
     """Those with equal keys together, in the order of their first."""
     found: dict[Any, list[T]] = {}
     for thing in things:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from orthoopt import buckets, matrix_state
 from orthoopt._work import Work
-from orthoopt.buckets import Fusible, Item, Terms
+from orthoopt.buckets import Item, Terms
+from orthoopt.fusible import Fusible, fusible
 from orthoopt.rules import hashable
 from orthoopt.scale import scale_factor
 from orthoopt.views import View
@@ -136,7 +137,7 @@ class Matrices:
         if order != self._order:
             # The chunks keep the items alive, so that no other can take one's identity.
             self._order = order
-            self._fusible, rest = buckets.fusible(items)
+            self._fusible, rest = fusible(items)
             self._chunks = buckets.chunks(rest)
 
 
