@@ -34,6 +34,7 @@ class Settled:
     def __init__(self) -> None:
         self._picture: _Picture | None = None
         self._missed = self._pause = 0
+        self._asked = False
 
     def forget(self) -> None:
         """Let the next step go its ordinary way."""
@@ -45,6 +46,7 @@ class Settled:
         Raises:
             ValueError: a learning rate or weight decay that no step can use.
         """
+        self._asked = True
         if self._picture is None:
             return None
         work = self._picture.work_with(groups, states)
@@ -63,9 +65,10 @@ class Settled:
                 part.grads.clear()
 
     def wants_picture(self) -> bool:
-        """Whether one is worth making: after every one that did not hold, a longer pause."""
-        self._pause -= 1
-        return self._pause < 0
+        """Whether one is worth making: somebody asked for it, and not soon after others that did not hold."""
+        asked, self._asked = self._asked, False
+        self._pause -= asked
+        return asked and self._pause < 0
 
     def take(self, groups: Groups, work: Sequence[Work], states: States) -> list[Work]:
         """Make a picture of a step that has been taken; returns its work as :meth:`again` does, or nothing."""

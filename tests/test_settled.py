@@ -280,6 +280,16 @@ def test_what_changes_all_the_time_is_pictured_ever_more_rarely(monkeypatch: pyt
     assert 3 <= len(taken) <= 10
 
 
+def test_steps_with_given_gradients_are_not_pictured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled graphs take such, and never ask whether they are like the last one."""
+    monkeypatch.setattr(Settled, "take", lambda self, *given: pytest.fail("a picture for nobody"))
+    params = parameters()
+    optimizer = optimizer_of("spectral", params)
+    for step in range(3):
+        set_gradients(params, step)
+        optimizer.step_with({param: param.grad for param in params.values()})
+
+
 def test_autocast_inference_and_recording_go_the_ordinary_way() -> None:
     from orthoopt import recording
 
