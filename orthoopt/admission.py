@@ -26,7 +26,19 @@ class Admission:
         self._memo: dict[Any, Any] = {}
 
     def admit(self, work: Sequence[Work], team: Step | None) -> dict[torch.device, Tensor] | None:
-        """Decide whether the step may happen: None if not, else a gate a device if the host must not wait to know."""
+        """Decide whether the step may happen.
+
+        Args:
+            work: what the step has to do.
+            team: the ranks that must decide alike; None in one process.
+
+        Returns:
+            None if it may not; else a gate for each device, 0-d, 1 or 0, where the host must not wait to know, and
+            nothing where it has looked.
+
+        Raises:
+            FloatingPointError: a bad gradient under ``nonfinite="raise"``, by name where it is on this rank.
+        """
         raising = any(part.group["nonfinite"] == "raise" for part in work)
         seen: list[Tensor] = []
         names: list[str] = []

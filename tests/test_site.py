@@ -186,6 +186,8 @@ def test_the_step_times_that_are_quoted_are_those_of_the_result_file() -> None:
     readme = " ".join(docs_figures.README.read_text(encoding="utf-8").split())
     for words in (*docs_figures.step_ratios(), *docs_figures.shares_of_product()):
         assert words in readme, words
+    speed = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    assert docs_figures.shares_of_product()[0].replace("matrix product", "product") in speed
 
 
 @pytest.mark.timeout(900)
