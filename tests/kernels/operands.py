@@ -65,7 +65,9 @@ def assert_product(
     """``result = alpha·L R + beta·C`` entry by entry, up to what float32 sums and one rounding of the result allow.
 
     A sum of k products in any order is off by at most k roundings of the sum of magnitudes (Higham, Accuracy and
-    Stability of Numerical Algorithms, 3.1); six more for scalars, their products and the last addition.
+    Stability of Numerical Algorithms, 3.1); six more for scalars, their products and the last addition. Where numbers
+    are subnormal a product is off by the smallest of them as well (2.2, there), whether it is that of two entries or
+    that of one with alpha, which then meets the other factor.
 
     Args:
         result: what is judged.
@@ -89,6 +91,8 @@ def assert_product(
         magnitude = magnitude + beta.abs() * addend.double().abs()
     inner = (left.shape[-1] + 6) * 1.01 * UNIT[torch.float32]
     smallest = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}.get(result.dtype, 2.0**-149)
-    allowed = inner * magnitude + rough * UNIT[result.dtype] * (exact.abs() + inner * magnitude) + smallest
+    sums = left.abs().sum(-1, keepdim=True) + right.abs().sum(-2, keepdim=True) + left.shape[-1]
+    allowed = inner * magnitude + rough * UNIT[result.dtype] * (exact.abs() + inner * magnitude)
+    allowed = allowed + smallest + sums * 2.0**-149
     worst = ((result.double() - exact).abs() / allowed).max()
     assert worst <= 1, f"{float(worst):.3g} times what rounding allows"
