@@ -35,8 +35,7 @@ static size_t lay_out(task *t, int rule, char *bytes) {
     float *next = next_line(t->of_chunks + t->chunks);
     if (rule == AUON) {
         t->of_columns = next;
-        t->row_space = next_line(t->of_columns + (2 * t->chunks + 1) * cols);
-        next = next_line(t->row_space + t->threads * GROUP * cols);
+        next = next_line(t->of_columns + (2 * t->chunks + 1) * cols);
     }
     if (t->blend && rows * cols <= STORED) {
         t->stored = next;

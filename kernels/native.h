@@ -4,6 +4,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
 
 #define BLOCK 1024 /* numbers converted and moved at a time: 4 KiB, so that what is read twice is in the first cache */
 #define GROUP 4    /* rows whose sums with a line of columns are taken together: the line is read once for all of them */
@@ -43,6 +47,24 @@ INLINE double sum_of(lanes x) {
     return sum[0];
 }
 
+/* a·b + c, rounded once where the CPU can. */
+INLINE lanes fused(lanes a, lanes b, lanes c) {
+#if defined(__AVX512F__)
+    return (lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+INLINE float fused_one(float a, float b, float c) {
+#if defined(__FMA__)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 /* Adds Σ|x|·y of `many` rows x, at most BLOCK numbers of each. `many` is a constant wherever this is called, as below. */
 INLINE void weigh(const float *const *x, int many, const float *y, int64_t count, double *found) {
     lanes total[GROUP] = {{0}};
@@ -55,23 +77,58 @@ INLINE void weigh(const float *const *x, int many, const float *y, int64_t count
     EACH_ROW(k, many) found[k] += sum_of(total[k]) + few[k];
 }
 
+/* The same, and to each of the `weighted` columns Σ|x|·p of these rows. */
+INLINE void weigh_both(const float *const *x, int many, const float *y, const float *p, float *restrict weighted,
+                       int64_t count, double *found) {
+    lanes total[GROUP] = {{0}}, weight[GROUP];
+    float few[GROUP] = {0};
+    int64_t i = 0;
+    EACH_ROW(k, many) weight[k] = p[k] - (lanes){0};
+    for (; i + LANES <= count; i += LANES) {
+        const lanes by = at(y, i);
+        lanes sum = at(weighted, i);
+        EACH_ROW(k, many) {
+            const lanes size = magnitude(at(x[k], i));
+            total[k] = fused(size, by, total[k]);
+            sum = fused(size, weight[k], sum);
+        }
+        *(lanes *)(weighted + i) = sum;
+    }
+    for (; i < count; i++)
+        EACH_ROW(k, many) {
+            few[k] = fused_one(fabsf(x[k][i]), y[i], few[k]);
+            weighted[i] = fused_one(fabsf(x[k][i]), p[k], weighted[i]);
+        }
+    EACH_ROW(k, many) found[k] += sum_of(total[k]) + few[k];
+}
+
+/* Numbers that are read once in a step are asked for some cache lines ahead, and past the outer caches: those have room
+ * then for what is read again. Called at every LANES-th number. */
+#define LINE 16
+#define AHEAD 128
+INLINE void read_once(const float *x, int64_t i) {
+    if (i % LINE == 0) __builtin_prefetch(x + i + AHEAD, 0, 0);
+}
+
 typedef struct { float decay, weight, from_grad, from_buffer; } moving; /* of reference_steps.Moving */
 typedef struct { double squares, magnitudes; } sums;
-enum { MOVE = 1, BLEND = 2, STORE = 4, WEIGH = 8 };
+enum { MOVE = 1, BLEND = 2, STORE = 4, WEIGH = 8, COLUMNS = 16 };
 
 /* One walk over at most BLOCK numbers of a row: moves the buffer, makes the signal, stores it, and adds its squares,
- * and with WEIGH its magnitudes, to what was found. `what` is a constant too. */
-INLINE void walk(moving by, const float *grad, float *buffer, float *out, int64_t count, int what, sums *found) {
+ * and with WEIGH its magnitudes, to what was found, with COLUMNS those to `columns` too. `what` is a constant too. */
+INLINE void walk(moving by, const float *grad, float *buffer, float *out, float *restrict columns, int64_t count,
+                 int what, sums *found) {
     lanes squares = {0}, magnitudes = {0};
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
         lanes x = at(buffer, i), g = {0};
-        if (what & (MOVE | BLEND)) g = at(grad, i);
+        if (what & (MOVE | BLEND)) read_once(grad, i), g = at(grad, i);
         if (what & MOVE) *(lanes *)(buffer + i) = x = by.decay * x + by.weight * g;
         if (what & BLEND) x = by.from_grad * g + by.from_buffer * x;
         if (what & STORE) *(lanes *)(out + i) = x;
         squares += x * x;
         if (what & WEIGH) magnitudes += magnitude(x);
+        if (what & COLUMNS) *(lanes *)(columns + i) = at(columns, i) + magnitude(x);
     }
     float few_squares = 0, few_magnitudes = 0;
     for (; i < count; i++) {
@@ -81,6 +138,7 @@ INLINE void walk(moving by, const float *grad, float *buffer, float *out, int64_
         if (what & STORE) out[i] = x;
         few_squares += x * x;
         if (what & WEIGH) few_magnitudes += fabsf(x);
+        if (what & COLUMNS) columns[i] += fabsf(x);
     }
     found->squares += sum_of(squares) + few_squares;
     if (what & WEIGH) found->magnitudes += sum_of(magnitudes) + few_magnitudes;
@@ -89,7 +147,10 @@ INLINE void walk(moving by, const float *grad, float *buffer, float *out, int64_
 /* target ← keep·source − factor·x */
 INLINE void blend(float *target, const float *source, const float *x, int64_t count, float keep, float factor) {
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) *(lanes *)(target + i) = keep * at(source, i) - factor * at(x, i);
+    for (; i + LANES <= count; i += LANES) {
+        read_once(source, i);
+        *(lanes *)(target + i) = keep * at(source, i) - factor * at(x, i);
+    }
     for (; i < count; i++) target[i] = keep * source[i] - factor * x[i];
 }
 
@@ -192,6 +253,8 @@ static void each(int threads, int64_t count, int order, body_fn *body, void *wit
     else work_through(&l);
 }
 
+#define HUGE_PAGE ((size_t)1 << 21)
+
 /* Memory for intermediate sums, kept from call to call: fresh pages would cost more than the sums. */
 typedef struct { _Alignas(64) size_t size; } reserve; /* the bytes follow */
 static _Atomic(reserve *) kept;
@@ -200,8 +263,13 @@ static reserve *take_reserve(size_t size) {
     reserve *taken = atomic_exchange(&kept, NULL);
     if (taken && taken->size >= size) return taken;
     free(taken);
-    if (posix_memalign((void **)&taken, 64, sizeof *taken + size)) return NULL;
-    taken->size = size;
+    const size_t whole = sizeof *taken + size, pages = (whole + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    const int is_huge = 2 * whole >= HUGE_PAGE;
+    if (posix_memalign((void **)&taken, is_huge ? HUGE_PAGE : 64, is_huge ? pages : whole)) return NULL;
+#ifdef MADV_HUGEPAGE
+    if (is_huge) madvise(taken, pages, MADV_HUGEPAGE); /* fewer misses of the address cache; without them it works too */
+#endif
+    taken->size = (is_huge ? pages : whole) - sizeof *taken;
     return taken;
 }
 

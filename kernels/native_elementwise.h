@@ -12,7 +12,7 @@ static void move_and_copy(void *with, int64_t chunk, int64_t slot) {
             const int narrow = t->m->param.type == BF16;
             float *to = narrow ? signal : (float *)out + from;
             sums unused = {0, 0};
-            walk_part(t, row, from, count, to, 1, 0, &unused);
+            walk_part(t, row, from, count, to, NULL, 1, 0, &unused);
             if (narrow) write_bfloat16((uint16_t *)out + from, signal, count);
         }
 }
@@ -45,7 +45,7 @@ static void move_and_turn(void *with, int64_t chunk, int64_t slot) {
         for (int64_t from = 0; from < t->m->cols; from += SPAN) {
             const int64_t high = least(SLAB, end - row), wide = least(SPAN, t->m->cols - from);
             sums unused = {0, 0};
-            for (int64_t k = 0; k < high; k++) walk_part(t, row + k, from, wide, signal[k], 1, 0, &unused);
+            for (int64_t k = 0; k < high; k++) walk_part(t, row + k, from, wide, signal[k], NULL, 1, 0, &unused);
             turn_all(signal[0], SPAN, turned_at(out, row, from), out->row / sizeof(float), high, wide);
         }
 }

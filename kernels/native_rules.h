@@ -10,7 +10,7 @@ static void move_and_measure(void *with, int64_t chunk, int64_t slot) {
     const task *t = with;
     (void)slot;
     FOR_ROWS(t, chunk, row) {
-        const sums found = walk_row(t, row, t->stored ? t->stored + row * t->m->cols : NULL, 1, 0);
+        const sums found = walk_row(t, row, t->stored ? t->stored + row * t->m->cols : NULL, NULL, 1, 0);
         t->of_rows[row] = sqrt(safe_squares(t, row, found.squares));
         if (t->kind != RELATIVE) subtract_normalized(t, row, FLOOR);
     }
@@ -34,89 +34,80 @@ static void row_norm(task *t) {
 
 /* -------------------------------------------------------------------------------------------------------- AuON */
 
-/* Adds rows to a chunk's parts of q = Σᵢ|xᵢⱼ| and Σᵢ|xᵢⱼ|pᵢ. */
-INLINE void add_columns(const float *const *rows, const float *p, int many, float *restrict q, float *restrict weighted,
-                        int64_t cols) {
-    #pragma omp simd
-    for (int64_t j = 0; j < cols; j++) {
-        float sum = 0, weighted_sum = 0;
-        EACH_ROW(k, many) {
-            const float x = fabsf(rows[k][j]);
-            sum += x;
-            weighted_sum += x * p[k];
-        }
-        q[j] += sum;
-        weighted[j] += weighted_sum;
-    }
-}
+/* Where a chunk's part of the column sums q = Σᵢ|xᵢⱼ| is; that of Σᵢ|xᵢⱼ|pᵢ follows it. The totals come after all. */
+static float *columns_of(const task *t, int64_t chunk) { return t->of_columns + chunk * 2 * t->m->cols; }
 
-/* Moves the rows of a chunk, and sums: magnitudes p of each row, squares, the chunk's parts of the column sums. */
+/* Moves the rows of a chunk, and sums: magnitudes p of each row, squares, the chunk's part of q. */
 static void move_and_sum(void *with, int64_t chunk, int64_t slot) {
     task *t = with;
     const int64_t cols = t->m->cols;
-    float *q = t->of_columns + chunk * 2 * cols;
+    float *q = t->kind == SPECTRAL_BOUND ? columns_of(t, chunk) : NULL;
     double squares = 0;
-    if (t->kind == SPECTRAL_BOUND) memset(q, 0, 2 * cols * sizeof *q);
-    FOR_GROUPS(t, chunk, row, many) {
-        const float *rows[GROUP];
-        float p[GROUP];
-        for (int k = 0; k < many; k++) {
-            float *out = t->stored ? t->stored + (row + k) * cols : t->row_space + (slot * GROUP + k) * cols;
-            const sums found = walk_row(t, row + k, t->blend ? out : NULL, t->move, 1);
-            squares += safe_squares(t, row + k, found.squares);
-            p[k] = t->of_rows[row + k] = found.magnitudes;
-            rows[k] = t->blend ? out : (const float *)row_of(&t->m->buffer, row + k);
-        }
-        if (t->kind != SPECTRAL_BOUND) continue;
-        if (many == GROUP) add_columns(rows, p, GROUP, q, q + cols, cols);
-        else add_columns(rows, p, 1, q, q + cols, cols);
+    (void)slot;
+    if (q) memset(q, 0, cols * sizeof *q);
+    FOR_ROWS(t, chunk, row) {
+        const sums found = walk_row(t, row, t->stored ? t->stored + row * cols : NULL, q, t->move, 1);
+        squares += safe_squares(t, row, found.squares);
+        t->of_rows[row] = found.magnitudes;
     }
     t->of_chunks[chunk] = squares;
 }
 
-/* Totals of the chunks' column sums, in order: q for weigh_rows, and the largest Σᵢ|xᵢⱼ|pᵢ/qⱼ, which is returned. */
-static double weigh_columns(const task *t) {
-    const int64_t cols = t->m->cols;
-    float *totals = t->of_columns + t->chunks * 2 * cols;
-    double largest = 0;
-    for (int64_t from = 0; from < cols; from += BLOCK) {
-        const int64_t count = least(BLOCK, cols - from);
-        double q[BLOCK] = {0}, weighted[BLOCK] = {0};
-        for (int64_t chunk = 0; chunk < t->chunks; chunk++) {
-            const float *part = t->of_columns + chunk * 2 * cols + from;
-            #pragma omp simd
-            for (int64_t j = 0; j < count; j++) q[j] += part[j];
-            #pragma omp simd
-            for (int64_t j = 0; j < count; j++) weighted[j] += part[cols + j];
-        }
-        for (int64_t j = 0; j < count; j++) totals[from + j] = q[j];
-        for (int64_t j = 0; j < count; j++)
-            if (q[j] > 0) largest = fmax(largest, weighted[j] / q[j]);
-    }
-    return largest;
-}
-
-/* The largest Σⱼ|xᵢⱼ|qⱼ/pᵢ of a chunk. */
-static void weigh_rows(void *with, int64_t chunk, int64_t slot) {
+/* The largest Σⱼ|xᵢⱼ|qⱼ/pᵢ of a chunk, and its part of Σᵢ|xᵢⱼ|pᵢ. */
+static void weigh_chunk(void *with, int64_t chunk, int64_t slot) {
     const task *t = with;
     const int64_t cols = t->m->cols;
-    const float *q = t->of_columns + t->chunks * 2 * cols;
+    const float *q = columns_of(t, t->chunks);
+    float *weighted = columns_of(t, chunk) + cols;
     double largest = 0;
     float space[GROUP][BLOCK];
     (void)slot;
+    memset(weighted, 0, cols * sizeof *weighted);
     FOR_GROUPS(t, chunk, row, many) {
         double sum[GROUP] = {0};
+        float p[GROUP];
+        for (int k = 0; k < many; k++) p[k] = t->of_rows[row + k];
         for (int64_t from = 0; from < cols; from += BLOCK) {
             const int64_t count = least(BLOCK, cols - from);
             const float *x[GROUP];
             for (int k = 0; k < many; k++) x[k] = signal_of(t, row + k, from, count, space[k]);
-            if (many == GROUP) weigh(x, GROUP, q + from, count, sum);
-            else weigh(x, 1, q + from, count, sum);
+            if (many == GROUP) weigh_both(x, GROUP, q + from, p, weighted + from, count, sum);
+            else weigh_both(x, 1, q + from, p, weighted + from, count, sum);
         }
         for (int k = 0; k < many; k++)
             if (t->of_rows[row + k] > 0) largest = fmax(largest, sum[k] / t->of_rows[row + k]);
     }
     t->of_chunks[chunk] = largest;
+}
+
+/* Adds up parts of the chunks' columns in order: at most BLOCK from `from` on, of q, or of what follows it. */
+static void add_chunks(const task *t, int64_t from, int64_t count, int weighted, double *total) {
+    memset(total, 0, count * sizeof *total);
+    for (int64_t chunk = 0; chunk < t->chunks; chunk++) {
+        const float *part = columns_of(t, chunk) + weighted * t->m->cols + from;
+        #pragma omp simd
+        for (int64_t j = 0; j < count; j++) total[j] += part[j];
+    }
+}
+
+/* α·β: the largest Σⱼ|xᵢⱼ|qⱼ/pᵢ times the largest Σᵢ|xᵢⱼ|pᵢ/qⱼ. */
+static double weigh_all(task *t) {
+    float *totals = columns_of(t, t->chunks);
+    double alpha = 0, beta = 0, sum[BLOCK];
+    for (int64_t from = 0; from < t->m->cols; from += BLOCK) {
+        const int64_t count = least(BLOCK, t->m->cols - from);
+        add_chunks(t, from, count, 0, sum);
+        for (int64_t j = 0; j < count; j++) totals[from + j] = sum[j];
+    }
+    each(t->threads, t->chunks, BACKWARDS, weigh_chunk, t);
+    for (int64_t chunk = 0; chunk < t->chunks; chunk++) alpha = fmax(alpha, t->of_chunks[chunk]);
+    for (int64_t from = 0; from < t->m->cols; from += BLOCK) {
+        const int64_t count = least(BLOCK, t->m->cols - from);
+        add_chunks(t, from, count, 1, sum);
+        for (int64_t j = 0; j < count; j++)
+            if (totals[from + j] > 0) beta = fmax(beta, sum[j] / totals[from + j]);
+    }
+    return alpha * beta;
 }
 
 /* Σ sinh² of a chunk of X/‖X‖_F, by its series up to the 14th power: the next term is below 2e-9 where |x| ≤ 1. */
@@ -168,11 +159,7 @@ static void auon(task *t) {
         each(t->threads, t->chunks, BACKWARDS, move_and_sum, t);
     }
     if (t->kind == SPECTRAL_BOUND) {
-        const double beta = weigh_columns(t);
-        double alpha = 0;
-        each(t->threads, t->chunks, BACKWARDS, weigh_rows, t);
-        for (int64_t chunk = 0; chunk < t->chunks; chunk++) alpha = fmax(alpha, t->of_chunks[chunk]);
-        const double bound = sqrt(alpha * beta) / unit;
+        const double bound = sqrt(weigh_all(t)) / unit;
         if (bound > 0 && bound < norm) divisor = bound;
     } else if (norm > 0 && size < (1 << 22)) { /* from there on the brake is one to float32's rounding */
         double total = 0;

@@ -240,15 +240,15 @@ def _direct(
         factors = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
     rate = float(lr)
     numbers = array("d", (*moving, float(keep), *(rate * factor for factor in factors)))
+    # Buffers are in no graph that could be told of a change which does not come; parameters may be. Both are counted
+    # before the loops have run: afterwards all that Python knows of them has left the caches.
+    increment_version(buffers)
 
     def step() -> bool:
         if gate is not None and not float(gate) > 0:
             return True
-        if not _run(loops, rule, kind, table, numbers):
-            return False
         increment_version(params)
-        increment_version(buffers)
-        return True
+        return _run(loops, rule, kind, table, numbers)
 
     return step
 

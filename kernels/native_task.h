@@ -25,7 +25,6 @@ typedef struct {
     double *of_rows;    /* lengths (row norm) or sums of magnitudes (AuON) */
     double *of_chunks;  /* a number a chunk */
     float *of_columns;  /* AuON: column sums, two lines a chunk, and one of totals */
-    float *row_space;   /* AuON: GROUP rows a thread, where signals are not stored */
     float *stored;      /* the signal; null where it is the buffer, or too large */
     double damping, factor;
 } task;
@@ -43,18 +42,20 @@ static int64_t end_of(const task *t, int64_t chunk) { return least((chunk + 1) *
     for (int64_t row = (chunk) * (t)->chunk_rows, end = end_of(t, chunk), many;         \
          row < end && (many = end - row < GROUP ? 1 : GROUP, 1); row += many)
 
-/* walk() over a part of a row, `out` null where the signal is not stored. */
-static void walk_part(const task *t, int64_t row, int64_t from, int64_t count, float *out, int move, int weigh,
-                      sums *found) {
+/* walk() over a part of a row, `out` null where the signal is not stored, `columns` where nobody adds them up. */
+static void walk_part(const task *t, int64_t row, int64_t from, int64_t count, float *out, float *columns, int move,
+                      int weigh, sums *found) {
     float wide[BLOCK], *buffer = (float *)row_of(&t->m->buffer, row) + from;
     const float *grad = NULL;
     if (t->blend || move) grad = read_floats(row_of(&t->m->grad, row), t->m->grad.type, from, count, wide);
 #define WALK(what)                                                                       \
     do {                                                                                 \
-        if (weigh) walk(t->by, grad, buffer, out, count, (what) | WEIGH, found);         \
-        else walk(t->by, grad, buffer, out, count, what, found);                         \
+        if (columns) walk(t->by, grad, buffer, out, columns, count, (what) | WEIGH | COLUMNS, found); \
+        else if (weigh) walk(t->by, grad, buffer, out, NULL, count, (what) | WEIGH, found); \
+        else walk(t->by, grad, buffer, out, NULL, count, what, found);                   \
     } while (0)
     if (!move && !t->blend) WALK(0);
+    else if (!move && !out) WALK(BLEND);
     else if (!move) WALK(BLEND | STORE);
     else if (!t->blend && !out) WALK(MOVE);
     else if (!t->blend) WALK(MOVE | STORE);
@@ -62,10 +63,11 @@ static void walk_part(const task *t, int64_t row, int64_t from, int64_t count, f
     else WALK(MOVE | BLEND | STORE);
 }
 
-static sums walk_row(const task *t, int64_t row, float *out, int move, int weigh) {
+static sums walk_row(const task *t, int64_t row, float *out, float *columns, int move, int weigh) {
     sums found = {0, 0};
     for (int64_t from = 0; from < t->m->cols; from += BLOCK)
-        walk_part(t, row, from, least(BLOCK, t->m->cols - from), out ? out + from : NULL, move, weigh, &found);
+        walk_part(t, row, from, least(BLOCK, t->m->cols - from), out ? out + from : NULL,
+                  columns ? columns + from : NULL, move, weigh, &found);
     return found;
 }
 
@@ -74,7 +76,7 @@ static const float *signal_of(const task *t, int64_t row, int64_t from, int64_t 
     if (!t->blend) return (const float *)row_of(&t->m->buffer, row) + from;
     if (t->stored) return t->stored + row * t->m->cols + from;
     sums unused = {0, 0};
-    walk_part(t, row, from, count, space, 0, 0, &unused);
+    walk_part(t, row, from, count, space, NULL, 0, 0, &unused);
     return space;
 }
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from orthoopt import rules
+from orthoopt.kernels import Moving
 from orthoopt.rules import Rule
 from orthoopt.views import View, parse_view
 
@@ -19,7 +20,10 @@ class Work(NamedTuple):
     group: dict[str, Any]
     rule: Rule
     options: dict[str, Any]
+    moving: Moving | None
+    """How momenta move; None where the rule moves its state by itself."""
     view: View
+    device: torch.device
     names: list[str]
     params: list[Tensor]
     grads: list[Tensor]
@@ -49,7 +53,8 @@ def collect(group: dict[str, Any], grads: Mapping[Tensor, Tensor]) -> Iterable[W
             continue
         _check_gradient(name, param, grad, rule)
         if param.device not in parts:
-            parts[param.device] = Work(group, rule, rule.options(group), view, [], [], [])
+            options = rule.options(group)
+            parts[param.device] = Work(group, rule, options, rule.moving(options), view, param.device, [], [], [])
         part = parts[param.device]
         part.names.append(name)
         part.params.append(param)

@@ -46,7 +46,7 @@ class Admission:
         for part in work:
             if part.group["nonfinite"] == "ignore":
                 continue
-            device = part.params[0].device
+            device = part.device
             grads = [grad if type(grad) is Tensor else local_part(grad) for grad in part.grads]
             if raising or nonfinite.host_can_read(device):
                 seen += grads
@@ -73,7 +73,7 @@ class Admission:
         else:
             self.skipped = self.skipped + (1 - gate)
         # Parameters that the host could check skip along: a step happens everywhere or nowhere.
-        devices = {part.params[0].device for part in work}
+        devices = {part.device for part in work}
         return {device: gate.to(device, non_blocking=not nonfinite.host_can_read(device)) for device in devices}
 
     def _report_skip(self, name: str) -> None:

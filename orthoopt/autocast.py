@@ -13,6 +13,10 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+is_any_autocast_on: Callable[[], bool] = torch._C._is_any_autocast_enabled
+"""Whether autocast is on for any kind of device."""
+
+
 def kinds_with_autocast(params: Iterable[Tensor]) -> list[str]:
     """The kinds of device among those of these tensors for which autocast is on."""
     kinds = {param.device.type for param in params}

@@ -45,7 +45,7 @@ def check_capture(work: Sequence[Work], states: Mapping[Tensor, dict[str, Any]])
     if not is_capturing():
         return
     for part in work:
-        name, device = part.names[0], part.params[0].device
+        name, device = part.names[0], part.device
         lr = part.group["lr"]
         if not isinstance(lr, Tensor) or lr.device != device:
             what = f"a tensor on {lr.device}" if isinstance(lr, Tensor) else f"the number {lr!r}"

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from orthoopt import buckets, checkpoint, compiled, matrix_state, nonfinite, rules, staging
 from orthoopt._work import Work, collect
 from orthoopt.admission import Admission
-from orthoopt.autocast import kinds_with_autocast, without_autocast
+from orthoopt.autocast import is_any_autocast_on, kinds_with_autocast, without_autocast
 from orthoopt.capture import check_capture
 from orthoopt.checks import SeenState, check_group, check_loaded
 from orthoopt.diagnostics import Recorder, state_bytes
@@ -33,6 +33,7 @@ from orthoopt.spelling import near
 from orthoopt.state_format import STATE_FORMAT, check_format
 from orthoopt.step_options import DEFAULTS, StepOptions, check_options
 from orthoopt.views import View, parse_view
+from orthoopt.watched import watchable
 from orthoopt.weight_decay import Decay, decay_of
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class OrthoOpt(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @watchable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One optimization step.
 
@@ -275,7 +277,7 @@ class OrthoOpt(Optimizer):
         if work is None:
             return False
         try:
-            if kinds_with_autocast(part.params[0] for part in work):
+            if is_any_autocast_on() and kinds_with_autocast(part.params[0] for part in work):
                 return False
             self._take_again(work)
             return True
@@ -323,7 +325,7 @@ class OrthoOpt(Optimizer):
         return held
 
     def _terms(self, part: Work, gate: Tensor | None) -> tuple[float | Tensor, Decay]:
-        lr = _learning_rate(part.group["lr"], part.params[0].device, gate)
+        lr = _learning_rate(part.group["lr"], part.device, gate)
         return lr, decay_of(part.group, lr)
 
     def _take(
@@ -347,7 +349,7 @@ class OrthoOpt(Optimizer):
         copies: list[tuple[Tensor, Tensor]] = []
         for part in work:
             if part.rule.is_matrix:
-                ready, apart = self._matrices_of(part, gates.get(part.params[0].device), matrices)
+                ready, apart = self._matrices_of(part, gates.get(part.device), matrices)
                 items += ready
                 copies += apart
         return items, copies
@@ -361,7 +363,7 @@ class OrthoOpt(Optimizer):
     ) -> None:
         for part in work:
             if not part.rule.is_matrix:
-                self._update_elementwise(part, gates.get(part.params[0].device))
+                self._update_elementwise(part, gates.get(part.device))
         matrices.apply(items)
 
     def _send(self, team: Step, work: Sequence[Work], gates: Mapping[torch.device, Tensor]) -> list[Work]:
@@ -373,7 +375,7 @@ class OrthoOpt(Optimizer):
         for index in range(len(work)):
             part = team.there(index, state_of)
             if part is not None:
-                gate = gates.get(part.params[0].device)
+                gate = gates.get(part.device)
                 moving, sources = self._signals_of(part, gate)
                 team.take(index, part, sources, self._terms_of(part, moving, gate))
         team.start()
@@ -381,7 +383,7 @@ class OrthoOpt(Optimizer):
 
     def _update_elementwise(self, part: Work, gate: Tensor | None) -> None:
         states = self._states_of(part)
-        lr = _learning_rate(part.group["lr"], part.params[0].device, gate)
+        lr = _learning_rate(part.group["lr"], part.device, gate)
         decay = decay_of(part.group, lr)
         if part.rule.fused_update is not None and not decay.is_cautious and part.rule.fused_update(
             part.params, part.grads, states, part.options, lr=lr, keep=decay.keep, coefficient=decay.coefficient,
@@ -411,7 +413,7 @@ class OrthoOpt(Optimizer):
 
     def _signals_of(self, part: Work, gate: Tensor | None) -> tuple[Moving, Sequence[Tensor]]:
         """How momenta move, and of what; ``STILL`` and the signals where ``accumulate`` has moved them already."""
-        moving = part.rule.moving(part.options)
+        moving = part.moving
         if moving is None:
             states = self._states_of(part)
             signal = part.rule.accumulate(_computed_gradients(part, gate), states, part.options, gate)
@@ -419,7 +421,7 @@ class OrthoOpt(Optimizer):
         return moving.negated() if part.group["maximize"] else moving, part.grads
 
     def _terms_of(self, part: Work, moving: Moving, gate: Tensor | None) -> buckets.Terms:
-        lr = _learning_rate(part.group["lr"], part.params[0].device, gate)
+        lr = _learning_rate(part.group["lr"], part.device, gate)
         return buckets.Terms(lr, decay_of(part.group, lr), moving, gate, part.alike)
 
     def _states_of(self, part: Work) -> list[dict[str, Any]]:
@@ -480,9 +482,7 @@ def _computed_gradients(part: Work, gate: Tensor | None) -> Tensors:
 def _asks_the_host(work: Sequence[Work]) -> bool:
     """Whether the host itself decides if a step may happen, and no rule moves state before it says what it will do."""
     return all(
-        nonfinite.host_can_read(part.params[0].device)
-        and (not part.rule.is_matrix or part.rule.moving(part.options) is not None)
-        for part in work
+        nonfinite.host_can_read(part.device) and (not part.rule.is_matrix or part.moving is not None) for part in work
     )
 
 

@@ -179,7 +179,7 @@ def _in_order(work: Sequence[Work], params: Sequence[Tensor]) -> list[tuple[Work
 
 def _with_states(part: Work, states: States) -> Work:
     """The part without its gradients, with the state that its rule moves by itself."""
-    itself = not part.rule.is_matrix or part.rule.moving(part.options) is None
+    itself = not part.rule.is_matrix or part.moving is None
     own = [states[param] for param in part.params] if itself else None
     return part._replace(grads=[], states=own, alike=True)
 

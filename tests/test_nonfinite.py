@@ -49,6 +49,25 @@ def test_a_bad_step_changes_nothing_and_is_counted(name: str, path: str, dtype: 
     assert equal(snapshot(optimizer), snapshot(other))
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.filterwarnings("ignore:the gradient of:RuntimeWarning")
+@pytest.mark.parametrize("name", ["row_norm", "auon"])
+def test_a_graph_outlives_a_bad_step(name: str, steps: int) -> None:
+    """Nothing has changed, so autograd must not say that something has; after a good step it must."""
+    params = parameters()
+    optimizer = optimizer_of(name, params)
+    run(optimizer, params, 0, steps)
+    loss = sum((param * param).sum() for param in params.values())
+    set_gradients(params, 7)
+    params["wide"].grad.fill_(math.nan)
+    optimizer.step()
+    loss.backward(retain_graph=True)
+    set_gradients(params, 8)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("name", ALL_RULES)
 @pytest.mark.filterwarnings("ignore:the gradient of:RuntimeWarning")
 def test_a_bad_first_step_leaves_an_optimizer_as_new(name: str, path: str) -> None:
