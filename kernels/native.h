@@ -121,6 +121,7 @@ INLINE void walk(moving by, const float *grad, float *buffer, float *out, float 
     lanes squares = {0}, magnitudes = {0};
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
+        if ((what & MOVE) && (what & STORE)) read_once(buffer, i); /* the signal is what is read again */
         lanes x = at(buffer, i), g = {0};
         if (what & (MOVE | BLEND)) read_once(grad, i), g = at(grad, i);
         if (what & MOVE) *(lanes *)(buffer + i) = x = by.decay * x + by.weight * g;
