@@ -5,7 +5,7 @@ The references in :mod:`orthoopt.kernels.reference` (matrix products) and :mod:`
 """
 
 from orthoopt.kernels.native_products import is_on as symmetric_products_are_compiled
-from orthoopt.kernels.products import axpy_matmul, symm_matmul, symm_poly, symmetric_share, syrk
+from orthoopt.kernels.products import adds_in_passing, axpy_matmul, symm_matmul, symm_poly, symmetric_share, syrk
 from orthoopt.kernels.reference_steps import STILL, Moving
 from orthoopt.kernels.steps import (
     all_finite,
@@ -19,6 +19,7 @@ from orthoopt.kernels.steps import (
 __all__ = [
     "STILL",
     "Moving",
+    "adds_in_passing",
     "all_finite",
     "axpy_matmul",
     "finite_gate",

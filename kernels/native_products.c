@@ -32,7 +32,7 @@ typedef struct {
     view a, b, d;
     float *c;
     int64_t c_row, c_stack, stack, rows, cols, inner;
-    float alpha, beta;
+    float alpha, beta, identity;
     int symmetric;
 } product;
 
@@ -110,6 +110,7 @@ typedef struct {
     float *b;                  /* its panels of B */
     float *a;                  /* TALL rows of A a thread */
     int64_t both;              /* the width of one panel that is A and B at once; 0 where they are two */
+    int64_t groups;            /* that the columns of a result are cut into */
 } part;
 
 /* Whether lines may be read where they are: side by side, and not so far apart that they evict each other. */
@@ -136,11 +137,13 @@ static void pack_right(void *with, int64_t panel, int64_t slot) {
              t->b + (t->both ? col : col * DEEP), t->both ? t->both : ACROSS, ACROSS);
 }
 
-static void multiply_rows(void *with, int64_t block, int64_t slot) {
+static void multiply_block(void *with, int64_t block, int64_t slot) {
     const part *t = with;
     const product *p = t->p;
     const view *a = &p->a;
-    const int64_t top = block * TALL, rows = least(TALL, p->rows - top);
+    const int64_t top = block / t->groups * TALL, rows = least(TALL, p->rows - top);
+    const int64_t group = block % t->groups, across = panels(p->cols, ACROSS);
+    const int64_t end = least(across * (group + 1) / t->groups * ACROSS, p->cols);
     const int first = t->from == 0, last = t->from + t->deep == p->inner;
     const int64_t lying = t->both || lies_well(a->row, a->col, p->rows);
     const int64_t whole = t->both ? rows : lying ? rows - rows % HIGH : 0; /* that are read where they are */
@@ -148,7 +151,7 @@ static void multiply_rows(void *with, int64_t block, int64_t slot) {
     const int64_t step = t->both ? t->both : a->col;
     float *packed = t->a + slot * TALL * DEEP;
     if (whole < rows) pack(there + whole * a->row, a->row, a->col, rows - whole, t->deep, packed + whole, TALL, HIGH);
-    for (int64_t j = 0; j < p->cols && !(p->symmetric && j > top + rows - 1); j += ACROSS) {
+    for (int64_t j = across * group / t->groups * ACROSS; j < end && !(p->symmetric && j > top + rows - 1); j += ACROSS) {
         const int is_there = !t->both && is_whole(t, j / ACROSS);
         const float *right = is_there ? start_of(t, &p->b, j, 1, p->b.row) : t->b + (t->both ? j : j * DEEP);
         const int64_t right_step = is_there ? p->b.row : t->both ? t->both : ACROSS;
@@ -161,7 +164,7 @@ static void multiply_rows(void *with, int64_t block, int64_t slot) {
     }
 }
 
-/* What is below the diagonal is above it too, in squares of 64. */
+/* What is below the diagonal is above it too, in squares of 64; then the identity. */
 static void mirror(void *with, int64_t block, int64_t slot) {
     const part *t = with;
     const int64_t row = t->p->c_row, top = block * 64, end = least(top + 64, t->p->rows);
@@ -174,6 +177,8 @@ static void mirror(void *with, int64_t block, int64_t slot) {
                 for (int64_t y = i; y < least(i + 4, end); y++)
                     for (int64_t x = j; x < least(j + 4, y); x++) c[x * row + y] = c[y * row + x];
         }
+    if (t->p->identity != 0)
+        for (int64_t i = top; i < end; i++) c[i * row + i] += t->p->identity;
 }
 
 /* Of X Xᵀ one panel serves on both sides; an odd number of cache lines wide, with room for the last tiles. */
@@ -186,11 +191,13 @@ static int64_t width_of_both(const product *p) {
 
 static void multiply_one(int threads, part t) {
     const product *p = t.p;
+    const int64_t blocks = panels(p->rows, TALL);
     t.both = width_of_both(p);
+    t.groups = p->symmetric || blocks >= threads ? 1 : least(threads, panels(p->cols, ACROSS));
     for (t.from = 0; t.from < p->inner; t.from += DEEP) {
         t.deep = least(DEEP, p->inner - t.from);
         each(threads, panels(p->cols, ACROSS), FORWARDS, pack_right, &t);
-        each(threads, panels(p->rows, TALL), p->symmetric ? LAST_FIRST : FORWARDS, multiply_rows, &t);
+        each(threads, blocks * t.groups, p->symmetric ? LAST_FIRST : FORWARDS, multiply_block, &t);
     }
     if (p->symmetric) each(threads, panels(p->rows, 64), LAST_FIRST, mirror, &t);
 }
@@ -207,8 +214,8 @@ static void multiply_alone(void *with, int64_t stack, int64_t slot) {
 int orthoopt_tile_rows(void) { return HIGH; }
 int orthoopt_tile_cols(void) { return ACROSS; }
 
-/* C ← beta·D + alpha·A B for a stack of matrices, none of which has a side of zero. Returns 0, or 1 without having
- * touched anything where memory is out. */
+/* C ← beta·D + alpha·A B, where it is symmetric + identity·I, for a stack of matrices, none of which has a side of zero.
+ * Returns 0, or 1 without having touched anything where memory is out. */
 int orthoopt_product(const product *p, int threads) {
     threads = parallel && threads > 1 ? threads : 1;
     const int64_t right = most(panels(p->cols, ACROSS) * ACROSS, width_of_both(p)) * DEEP, area = TALL * DEEP + right;

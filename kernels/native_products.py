@@ -25,6 +25,8 @@ __all__ = ["axpy_matmul", "symm_matmul", "symm_poly", "symmetric_share", "syrk"]
 LEAST_ROWS = 16
 """Below, a call costs more than its product."""
 
+_FEW_ROWS, _FLAT, _CACHE_LINE = 144, 288, 16  # TALL and FLAT of native_products.c; numbers
+
 _LANES_OF_512_BITS = 16
 
 _PLAIN = (Tensor, Parameter)
@@ -38,7 +40,7 @@ class _Product(ctypes.Structure):
     _fields_ = [
         *((name, _View) for name in ("a", "b", "d")),
         *((name, ctypes.c_int64) for name in ("c", "c_row", "c_stack", "stack", "rows", "cols", "inner")),
-        *((name, ctypes.c_float) for name in ("alpha", "beta")),
+        *((name, ctypes.c_float) for name in ("alpha", "beta", "identity")),
         ("symmetric", ctypes.c_int),
     ]
 
@@ -49,11 +51,13 @@ def syrk(x: Tensor, *, alpha: Scalar = 1.0, out: Tensor | None = None) -> Tensor
     return reference.syrk(x, alpha=alpha, out=out) if found is None else found
 
 
-def symm_poly(a: Tensor, linear: Scalar, quadratic: Scalar, *, out: Tensor | None = None) -> Tensor:
-    """``linear·A + quadratic·A Aᵀ`` for symmetric A; see :func:`orthoopt.kernels.reference.symm_poly`."""
+def symm_poly(
+    a: Tensor, linear: Scalar, quadratic: Scalar, *, identity: float = 0.0, out: Tensor | None = None
+) -> Tensor:
+    """``identity·I + linear·A + quadratic·A Aᵀ``; see :func:`orthoopt.kernels.reference.symm_poly`."""
     product = isinstance(quadratic, Tensor) or quadratic != 0
-    found = _product(a.mT, a, a, linear, quadratic, out) if product else None
-    return reference.symm_poly(a, linear, quadratic, out=out) if found is None else found
+    found = _product(a.mT, a, a, linear, quadratic, out, identity=identity) if product else None
+    return reference.symm_poly(a, linear, quadratic, identity=identity, out=out) if found is None else found
 
 
 def symm_matmul(
@@ -73,7 +77,8 @@ def symm_matmul(
 
 def axpy_matmul(x: Tensor, b: Tensor, scalar: Scalar, *, alpha: Scalar = 1.0, out: Tensor | None = None) -> Tensor:
     """``scalar·X + alpha·B X``; see :func:`orthoopt.kernels.reference.axpy_matmul`."""
-    found = _product(b, x, x, scalar, alpha, out, symmetric=False) if outrun_the_library() else None
+    is_faster = outrun_the_library() or _is_read_in_place(x)
+    found = _product(b, x, x, scalar, alpha, out, symmetric=False) if is_faster else None
     return reference.axpy_matmul(x, b, scalar, alpha=alpha, out=out) if found is None else found
 
 
@@ -88,6 +93,16 @@ def outrun_the_library() -> bool:
     loops = library()
     wide = loops is not None and loops.tile[1] == 2 * _LANES_OF_512_BITS
     return wide and torch.backends.mkl.is_available() and b"AuthenticAMD" in Path("/proc/cpuinfo").read_bytes()
+
+
+def _is_read_in_place(x: Tensor) -> bool:
+    """Whether the loops have no need to copy most of such an operand first, as the library does with all of it.
+
+    Few rows of A serve many columns of X at once; an X with rows an odd number of cache lines apart is not copied.
+    """
+    rows, cols = x.shape[-2:]
+    lines, rest = divmod(x.stride(-2), _CACHE_LINE)
+    return rows <= _FEW_ROWS or (cols <= _FLAT and rows <= _FLAT and rest == 0 and lines % 2 == 1)
 
 
 def takes(x: Tensor) -> bool:
@@ -120,8 +135,9 @@ def _product(
     out: Tensor | None,
     *,
     symmetric: bool = True,
+    identity: float = 0.0,
 ) -> Tensor | None:
-    """``beta·C + alpha·A B``; None, with nothing done, where the loops do not take these tensors."""
+    """``identity·I + beta·C + alpha·A B``; None, with nothing done, where the loops do not take these tensors."""
     loops = library()
     if isinstance(alpha, Tensor) or isinstance(beta, Tensor) or loops is None or a.ndim not in (2, 3):
         return None
@@ -138,7 +154,7 @@ def _product(
     product = _Product(
         _view(a), _view(b), _view(out if c is None else c),
         out.data_ptr(), out.stride(-2), _stack(out), stack, a.shape[-2], b.shape[-1], a.shape[-1],
-        alpha, beta, symmetric,
+        alpha, beta, identity, symmetric,
     )  # fmt: skip
     if loops.product(ctypes.byref(product), torch.get_num_threads()):
         return None

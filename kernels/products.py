@@ -19,9 +19,11 @@ def syrk(x: Tensor, *, alpha: Scalar = 1.0, out: Tensor | None = None) -> Tensor
     return _on(x).syrk(x, alpha=alpha, out=out)
 
 
-def symm_poly(a: Tensor, linear: Scalar, quadratic: Scalar, *, out: Tensor | None = None) -> Tensor:
-    """``linear·A + quadratic·A Aᵀ`` for symmetric A; see :func:`orthoopt.kernels.reference.symm_poly`."""
-    return _on(a).symm_poly(a, linear, quadratic, out=out)
+def symm_poly(
+    a: Tensor, linear: Scalar, quadratic: Scalar, *, identity: float = 0.0, out: Tensor | None = None
+) -> Tensor:
+    """``identity·I + linear·A + quadratic·A Aᵀ``; see :func:`orthoopt.kernels.reference.symm_poly`."""
+    return _on(a).symm_poly(a, linear, quadratic, identity=identity, out=out)
 
 
 def symm_matmul(
@@ -40,6 +42,11 @@ def symm_matmul(
 def axpy_matmul(x: Tensor, b: Tensor, scalar: Scalar, *, alpha: Scalar = 1.0, out: Tensor | None = None) -> Tensor:
     """``scalar·X + alpha·B X``; see :func:`orthoopt.kernels.reference.axpy_matmul`."""
     return _on(x).axpy_matmul(x, b, scalar, alpha=alpha, out=out)
+
+
+def adds_in_passing(x: Tensor) -> bool:
+    """Whether what is added to a symmetric product of such matrices costs no pass over memory of its own."""
+    return _on(x) is not reference
 
 
 def symmetric_share(rows: int, device: torch.device | str, dtype: torch.dtype) -> float:

@@ -30,18 +30,30 @@ def syrk(x: Tensor, *, alpha: Scalar = 1.0, out: Tensor | None = None) -> Tensor
     return _product(x, x.mT, alpha=alpha, out=out, symmetric=True)
 
 
-def symm_poly(a: Tensor, linear: Scalar, quadratic: Scalar, *, out: Tensor | None = None) -> Tensor:
-    """``linear·A + quadratic·A Aᵀ`` for symmetric A.
+def symm_poly(
+    a: Tensor, linear: Scalar, quadratic: Scalar, *, identity: float = 0.0, out: Tensor | None = None
+) -> Tensor:
+    """``identity·I + linear·A + quadratic·A Aᵀ`` for symmetric A.
 
     Args:
         a: ``(..., rows, rows)``, symmetric.
         linear: coefficient of A.
         quadratic: coefficient of A²; with the number 0 no product is computed.
+        identity: coefficient of the identity, which is added last: in 16 bits that rounds what is small beside it away.
         out: shaped like ``a``.
     """
     if not isinstance(quadratic, Tensor) and quadratic == 0:
-        return torch.mul(a, _per_matrix(linear), out=out)
-    return _product(a, a, c=a, beta=linear, alpha=quadratic, out=out, symmetric=True)
+        result = torch.mul(a, _per_matrix(linear), out=out)
+    else:
+        result = _product(a, a, c=a, beta=linear, alpha=quadratic, out=out, symmetric=True)
+    return add_identity(result, identity)
+
+
+def add_identity(square: Tensor, amount: float) -> Tensor:
+    """``(..., rows, rows)`` + ``amount``·I, in place."""
+    if amount != 0:
+        square.diagonal(dim1=-2, dim2=-1).add_(amount)
+    return square
 
 
 def symm_matmul(

@@ -41,13 +41,16 @@ def syrk(x: Tensor, *, alpha: Scalar = 1.0, out: Tensor | None = None) -> Tensor
     return symmetric("syrk", x, x, None, alpha, 0.0, out)
 
 
-def symm_poly(a: Tensor, linear: Scalar, quadratic: Scalar, *, out: Tensor | None = None) -> Tensor:
-    """``linear·A + quadratic·A Aᵀ`` for symmetric A; exactly symmetric where the kernel runs.
+def symm_poly(
+    a: Tensor, linear: Scalar, quadratic: Scalar, *, identity: float = 0.0, out: Tensor | None = None
+) -> Tensor:
+    """``identity·I + linear·A + quadratic·A Aᵀ`` for symmetric A; exactly symmetric where the kernel runs.
 
     Args:
         a: ``(..., rows, rows)``, symmetric, any strides.
         linear: a number, or one for each matrix: a tensor of the batch's shape, or 0-d.
         quadratic: likewise; with the number 0 no product is computed.
+        identity: coefficient of the identity, added by a pass over diagonals.
         out: shaped as ``a``, any strides, the dtype of ``a``; no input.
 
     Raises:
@@ -58,8 +61,8 @@ def symm_poly(a: Tensor, linear: Scalar, quadratic: Scalar, *, out: Tensor | Non
     check_scalar("quadratic", quadratic, a)
     check_out(out, a, a.shape)
     if isinstance(quadratic, (int, float)) and quadratic == 0:
-        return reference.symm_poly(a, linear, quadratic, out=out)
-    return symmetric("symm_poly", a, a, a, quadratic, linear, out)
+        return reference.symm_poly(a, linear, quadratic, identity=identity, out=out)
+    return reference.add_identity(symmetric("symm_poly", a, a, a, quadratic, linear, out), identity)
 
 
 def symm_matmul(

@@ -3,10 +3,10 @@
 Standard: X ← (aI + bR + cR²)X with R = X Xᵀ. Gram, with Q = I: Z = bR + cR², Q ← (aI + Z)Q, R ← (aI + Z)R(aI + Z), and
 at the end, or before a restart, X ← QX. All are polynomials of one symmetric matrix and commute.
 
-Where ``a`` stands differs by precision. In 16 bits aI is never added: it would round Z away. There, and wherever a
-kernel adds for nothing while it multiplies, ``a`` is the coefficient of the other operand. In float32 on a CPU, where
-adding to a product costs a pass over memory, aI + Z is formed instead, and from R alone: c(R + hI)² + (a − ch²)I with
-h = b/2c, whose only elementwise work is on diagonals.
+Where ``a`` stands differs by precision. In 16 bits aI is never added: it would round Z away. There ``a`` is the
+coefficient of the other operand. On a host aI + Z is formed instead: by the compiled products, which add in passing;
+by torch's, where adding to a product costs a pass over memory, from R alone: c(R + hI)² + (a − ch²)I with h = b/2c,
+whose only elementwise work is on diagonals.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from orthoopt.coefficients import Table, Triple
 from orthoopt.iteration_form import Form, FormName
-from orthoopt.kernels import axpy_matmul, symm_matmul, symm_poly, symmetric_products_are_compiled, syrk
+from orthoopt.kernels import adds_in_passing, axpy_matmul, symm_matmul, symm_poly, symmetric_products_are_compiled, syrk
 from orthoopt.start import Start, start, start_on_host
 from orthoopt.workspace import borrow, elements_needed
 
@@ -102,7 +102,7 @@ class _Room:
     ) -> None:
         self._squares = None if squares is None else list(squares)
         self._long = (out, spare)
-        self.adds_identity = squares is not None
+        self.on_host = squares is not None
 
     def take(self) -> Tensor | None:
         """A free square buffer."""
@@ -143,9 +143,9 @@ def _standard(first: Start, steps: Sequence[Triple], restarts: Sequence[int], ro
     x, r, scale = first
     for step, (a, b, c) in enumerate(steps):
         if step:
-            r = syrk(x, out=r if room.adds_identity else None)
+            r = syrk(x, out=r if room.on_host else None)
         z, rest = _polynomial(r, a, b, c, room)
-        x = _times(z, rest, x, scale, room, len(steps) - step - 1)
+        x = _times(_as_left(z, room), rest, x, scale, room, len(steps) - step - 1)
         scale = None
         room.give(z)
     return x
@@ -166,7 +166,7 @@ def _gram(first: Start, steps: Sequence[Triple], restarts: Sequence[int], room: 
         if q is not None:
             # Not as a symmetric product: rounding makes it large in nearly null rows, and mirroring spreads that. Z on
             # the left meets what is already bounded there.
-            moved = axpy_matmul(q, z, rest, out=room.take())
+            moved = axpy_matmul(q, _as_left(z, room), rest, out=room.take())
             room.give(q)
             room.give(z)
             q, rest = moved, 0.0
@@ -183,7 +183,7 @@ def _gram(first: Start, steps: Sequence[Triple], restarts: Sequence[int], room: 
         q = None
         left -= 1
         if step + 1 < len(steps):
-            r = syrk(x, out=r if room.adds_identity else None)
+            r = syrk(x, out=r if room.on_host else None)
     return x
 
 
@@ -202,7 +202,7 @@ def _times(z: Tensor, rest: float, x: Tensor, scale: Tensor | None, room: _Room,
     """``(rest·I + Z) diag(scale) X``; Z may be written."""
     if scale is None:
         return axpy_matmul(x, z, rest, out=room.long(left))
-    if room.adds_identity:
+    if room.on_host:
         return axpy_matmul(x, z.mul_(scale.mT), rest, out=room.long(left))
     number = scale[..., 0, 0]
     return axpy_matmul(x, z, number * rest if rest else 0.0, alpha=number, out=room.long(left))
@@ -211,10 +211,17 @@ def _times(z: Tensor, rest: float, x: Tensor, scale: Tensor | None, room: _Room,
 _FORMS = {"standard": _standard, "gram": _gram}
 
 
+def _as_left(z: Tensor, room: _Room) -> Tensor:
+    """A symmetric matrix on the left of a product: compiled loops read it by columns, which then lie side by side."""
+    return z.mT if room.on_host else z
+
+
 def _polynomial(r: Tensor, a: float, b: float, c: float, room: _Room) -> tuple[Tensor, float]:
     """Z and the multiple of the identity that is still to be added to it, of aI + bR + cR²."""
-    if not room.adds_identity:
+    if not room.on_host:
         return symm_poly(r, b, c), a
+    if adds_in_passing(r):
+        return symm_poly(r, b, c, identity=a, out=room.take()), 0.0
     diagonal = r.diagonal(dim1=-2, dim2=-1)
     if b * b >= 4 * abs(c) * _CANCELLATION * max(abs(a), 1.0):
         z, identity = symm_poly(r, b, c, out=room.take()), a

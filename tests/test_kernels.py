@@ -48,6 +48,8 @@ def test_every_op_against_float64(
         result = kernels.symm_poly(a, linear, quadratic)
         expected = linear * a.double() + quadratic * torch.einsum("...ij,...jk->...ik", a.double(), a.double())
         assert relative_error(result, expected) < 10 * TOLERANCE[dtype]  # the two terms may cancel
+        plus = kernels.symm_poly(a, linear, quadratic, identity=-3.5)
+        assert torch.equal(plus, result - 3.5 * torch.eye(a.shape[-1], dtype=dtype))
     result = kernels.axpy_matmul(x, a, 3.4445)
     expected = 3.4445 * exact + torch.einsum("...ij,...jk->...ik", a.double(), exact)
     assert relative_error(result, expected) < TOLERANCE[dtype]

@@ -54,10 +54,10 @@ def commuting(batch: tuple[int, ...], rows: int, padded: bool) -> tuple[Tensor, 
     return placed(a), placed(0.5 * a + 0.25 * square), placed(2 * a - square)
 
 
-@given(batches, sides, st.booleans(), scalars, scalars, st.booleans())
+@given(batches, sides, st.booleans(), scalars, scalars, scalars, st.booleans())
 @settings(max_examples=40)
 def test_products_of_symmetric_matrices(
-    batch: tuple[int, ...], rows: int, padded: bool, alpha: float, beta: float, adds: bool
+    batch: tuple[int, ...], rows: int, padded: bool, alpha: float, beta: float, identity: float, adds: bool
 ) -> None:
     a, b, c = commuting(batch, rows, padded)
     addend = c if adds else None
@@ -74,6 +74,8 @@ def test_products_of_symmetric_matrices(
     poly = native_products.symm_poly(a, beta, alpha)
     assert_product_in(lower, torch.where(lower, poly, 0), a, a, a, scale, torch.tensor(beta))
     assert torch.equal(poly, poly.mT)
+    more = native_products.symm_poly(a, beta, alpha, identity=identity)
+    assert torch.equal(more, reference.add_identity(poly, identity))
 
 
 def assert_product_in(
@@ -134,8 +136,17 @@ def test_a_general_product_depends_on_its_matrices_alone(always: None, shape: tu
 def test_general_products_are_torchs_where_its_library_is_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_products, "outrun_the_library", lambda: False)
     monkeypatch.setattr(native_products, "_product", lambda *args, **options: pytest.fail("the loops"))
-    x, b = torch.randn(40, 50), torch.randn(40, 40)
-    assert torch.equal(native_products.axpy_matmul(x, b, 2.0), reference.axpy_matmul(x, b, 2.0))
+    for x in (torch.randn(2, 150, 700), torch.randn(2, 160, 160), torch.randn(300, 300)):
+        b = torch.randn(*x.shape[:-1], x.shape[-2])
+        assert torch.equal(native_products.axpy_matmul(x, b, 2.0), reference.axpy_matmul(x, b, 2.0))
+
+
+def test_general_products_are_the_loops_where_those_need_not_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_products, "outrun_the_library", lambda: False)
+    monkeypatch.setattr(reference, "axpy_matmul", lambda *args, **options: pytest.fail("the library"))
+    for x in (torch.randn(2, 128, 700), commuting((2,), 250, padded=True)[0], torch.randn(40, 50)):
+        b = torch.randn(*x.shape[:-1], x.shape[-2])
+        assert_product(native_products.axpy_matmul(x, b, 2.0), b, x, x, torch.tensor(1.0), torch.tensor(2.0))
 
 
 @given(st.sampled_from([1, 2, 3, 5, 7]), st.sampled_from([48, 128, 150, 288, 300]), st.sampled_from([40, 257]))

@@ -104,6 +104,8 @@ def test_symm_poly(
     check()
     assert torch.equal(result, result.mT)
     assert_product(result, a, a.mT, a, tensor(quadratic), tensor(linear), rough(dtype))
+    plus = products.symm_poly(a, linear, quadratic, identity=2.5)
+    assert torch.equal(plus, result + 2.5 * torch.eye(rows, dtype=dtype))
 
 
 @settings(max_examples=FEW)
