@@ -10,11 +10,12 @@ OUT ?= bench/results
 # A process a core and one thread each: the tests' matrices are too small for two.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow check format docs bench gpu clean
+.PHONY: help demo test explore test-slow check format docs bench gpu clean
 
 help:
 	@echo "make demo       train a small language model on the embedded corpus, a few minutes on two cores"
 	@echo "make test       the test suite, under 12 minutes on two cores"
+	@echo "make explore    the same on other draws, new at every run"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make check      ruff and mypy"
 	@echo "make docs       the documentation site, in site/; open site/index.html"
@@ -44,6 +45,9 @@ demo: $(VENV)/.recipes
 
 test: $(VENV)/.dev
 	$(TEST)
+
+explore: $(VENV)/.dev
+	HYPOTHESIS_PROFILE=explore $(TEST)
 
 test-slow: $(VENV)/.dev
 	$(TEST) -m slow
