@@ -87,8 +87,8 @@ def outrun_the_library() -> bool:
     """Whether the loops are the faster ones for products that are not symmetric, too.
 
     On AMD's CPUs MKL multiplies in registers of 256 bits, also where there are 512. What the iteration gains there
-    stands in bench/results/orthogonalize_cpu.json, beside the rate of torch's product. It is told from what the machine
-    is, not from a clock: results must not differ from run to run.
+    stands in bench/results/orthogonalize_cpu_avx512.json, beside the rate of torch's product. It is told from what the
+    machine is, not from a clock: results must not differ from run to run.
     """
     loops = library()
     wide = loops is not None and loops.tile[1] == 2 * _LANES_OF_512_BITS

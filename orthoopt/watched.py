@@ -1,7 +1,7 @@
 """Who watches steps: hooks and profilers get what torch gives them, and a step that nobody watches does not pay.
 
 Torch puts a wrapper around the ``step`` of every optimizer class, which calls hooks and lets profilers see the step by
-name. Its record alone costs more than a small model's gradients do, so here the wrapper is taken when somebody looks.
+name. That is a good part of what a step of a small model costs the host, so the wrapper is taken when somebody looks.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def _is_watched(optimizer: Optimizer) -> bool:
         or _global_optimizer_post_hooks
         or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
-        or torch.compiler.is_compiling()  # whose graphs keep the name
-        or torch._C._autograd._profiler_enabled()
+        or (not torch.compiler.is_compiling() and torch._C._autograd._profiler_enabled())  # no name is kept in a graph
     )
 
 
