@@ -16,14 +16,14 @@ except ModuleNotFoundError:  # a GPU machine without it runs test_gpu*.py, which
 else:
     # Timings differ on shared machines, so no test has a deadline; failures print what reproduces them. Draws are the
     # same at every run, so that a test fails for what was changed; `make explore` draws others.
-    hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)
+    hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=30)
     hypothesis.settings.register_profile("explore", deadline=None, print_blob=True, max_examples=40)
     hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)
     # For suites that run within a test: a mistake shows as well without being made small.
     quick = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
     hypothesis.settings.register_profile("quick", deadline=None, derandomize=True, max_examples=15, phases=quick)
     # Triton's interpreter takes thousands of times as long as a kernel: making a mistake small would take minutes.
-    hypothesis.settings.register_profile("interpreted", deadline=None, derandomize=True, max_examples=24, phases=quick)
+    hypothesis.settings.register_profile("interpreted", deadline=None, derandomize=True, max_examples=20, phases=quick)
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
