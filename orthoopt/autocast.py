@@ -13,14 +13,13 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-is_any_autocast_on: Callable[[], bool] = torch._C._is_any_autocast_enabled
-"""Whether autocast is on for any kind of device."""
+def kinds_with_autocast(devices: Iterable[torch.device]) -> list[str]:
+    """The kinds of device among these for which autocast is on."""
+    return [kind for kind in {device.type for device in devices} if _has(kind) and torch.is_autocast_enabled(kind)]
 
 
-def kinds_with_autocast(params: Iterable[Tensor]) -> list[str]:
-    """The kinds of device among those of these tensors for which autocast is on."""
-    kinds = {param.device.type for param in params}
-    return [kind for kind in kinds if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)]
+_has = functools.cache(torch.amp.is_autocast_available)
+"""Whether there is autocast for a kind of device, which does not change."""
 
 
 def without_autocast(step: Callable[[Any, Mapping[Tensor, Tensor]], T]) -> Callable[[Any, Mapping[Tensor, Tensor]], T]:
@@ -31,7 +30,7 @@ def without_autocast(step: Callable[[Any, Mapping[Tensor, Tensor]], T]) -> Calla
 
     @functools.wraps(step)
     def run(self: Any, grads: Mapping[Tensor, Tensor]) -> T:
-        on = kinds_with_autocast(grads)
+        on = kinds_with_autocast(param.device for param in grads)
         if not on:
             return step(self, grads)
         with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from orthoopt import buckets, checkpoint, compiled, matrix_state, nonfinite, rules, staging
 from orthoopt._work import Work, collect
 from orthoopt.admission import Admission
-from orthoopt.autocast import is_any_autocast_on, kinds_with_autocast, without_autocast
+from orthoopt.autocast import kinds_with_autocast, without_autocast
 from orthoopt.capture import check_capture
 from orthoopt.checks import SeenState, check_group, check_loaded
 from orthoopt.diagnostics import Recorder, state_bytes
@@ -277,7 +277,7 @@ class OrthoOpt(Optimizer):
         if work is None:
             return False
         try:
-            if is_any_autocast_on() and kinds_with_autocast(part.params[0] for part in work):
+            if kinds_with_autocast(part.device for part in work):
                 return False
             self._take_again(work)
             return True
