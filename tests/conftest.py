@@ -16,7 +16,7 @@ except ModuleNotFoundError:  # a GPU machine without it runs test_gpu*.py, which
 else:
     # Timings differ on shared machines, so no test has a deadline; failures print what reproduces them. Draws are the
     # same at every run, so that a test fails for what was changed; `make explore` draws others.
-    hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=30)
+    hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=20)
     hypothesis.settings.register_profile("explore", deadline=None, print_blob=True, max_examples=40)
     hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)
     # For suites that run within a test: a mistake shows as well without being made small.
