@@ -117,7 +117,10 @@ def test_general_products(
         assert torch.equal(native_products.axpy_matmul(x, b, scalar, alpha=alpha), result)
 
 
-@pytest.mark.parametrize("shape", [(1, 40, 700), (2, 300, 520), (3, 150, 33), (7, 256, 256)])
+# Of (1, 128, 1024) and (1, 200, 600) threads share the columns out.
+@pytest.mark.parametrize(
+    "shape", [(1, 40, 700), (2, 300, 520), (3, 150, 33), (7, 256, 256), (1, 128, 1024), (1, 200, 600), (1, 144, 517)]
+)
 def test_a_general_product_depends_on_its_matrices_alone(always: None, shape: tuple[int, ...]) -> None:
     x, b = torch.randn(shape), torch.randn(*shape[:-1], shape[-2])
     before = torch.get_num_threads()
