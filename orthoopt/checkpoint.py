@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from orthoopt import rules
 from orthoopt.checks import check_saved, check_structure, completed
 from orthoopt.matching import match_groups
-from orthoopt.matrix_state import expected_state, new_state
+from orthoopt.matrix_state import new_state
 from orthoopt.nonfinite import local_part
 from orthoopt.state_format import check_format
 from orthoopt.views import parse_view
@@ -83,7 +83,6 @@ def arrange(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
     for group, saved in zip(groups, saved_groups, strict=True):
         names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
         for name, param, index in zip(names, group["params"], saved["params"], strict=True):
-            _check_shapes(name, param, {**group, **saved}, state_dict["state"].get(index, {}))
             check_saved({**group, **saved}, name, param, state_dict["state"].get(index, {}))
     return {**state_dict, "param_groups": saved_groups}
 
@@ -164,16 +163,3 @@ def _with_tuples(saved: dict[str, Any]) -> dict[str, Any]:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
-
-
-def _check_shapes(name: str, param: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    rule = rules.get(group["rule"])
-    options = {option: group.get(option, default) for option, default in rule.defaults.items()}
-    expected = expected_state(rule, param, parse_view(group["view"]), options)
-    for key, like in expected.items():
-        value = state.get(key)
-        if isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape != like.shape and key != "step":
-            raise ValueError(
-                f"state {key!r} of {name} has shape {tuple(value.shape)}, this optimizer's {tuple(like.shape)} (the "
-                f"parameter is {tuple(param.shape)}); nothing was loaded"
-            )

@@ -140,7 +140,7 @@ def check_state(
     if not state:
         return moved
     for key, like in matrix_state.expected_state(rule, param, view, rule.options(group)).items():
-        if key not in state or not isinstance(like, Tensor) or key + SCALE in state:  # codes of eight bits
+        if key not in state or not isinstance(like, Tensor):
             continue
         value = state[key]
         wanted = f"a {_kind(like.dtype)} tensor of shape {tuple(like.shape)}"
@@ -150,12 +150,15 @@ def check_state(
                 continue
             raise RuntimeError(f"state {key!r} of {name} must be {wanted}, got {value!r:.80}")
         plain, count = type(value) is Tensor, key == "step" and not rule.is_matrix
-        if (
-            (value.shape != like.shape and not (count and value.numel() == like.numel() == 1))
-            or (plain and value.layout is not torch.strided)
-            or (plain and _kind(value.dtype) != _kind(like.dtype))
-            or (value.is_meta and not param.is_meta)
-        ):
+        if value.shape != like.shape and not (count and value.numel() == like.numel() == 1):
+            raise RuntimeError(
+                f"state {key!r} of {name} has shape {tuple(value.shape)}, it needs {tuple(like.shape)} (the parameter "
+                f"is {tuple(param.shape)})"
+            )
+        if key + SCALE in state:  # codes of eight bits
+            continue
+        is_other = plain and (value.layout is not torch.strided or _kind(value.dtype) != _kind(like.dtype))
+        if is_other or (value.is_meta and not param.is_meta):
             raise RuntimeError(
                 f"state {key!r} of {name} must be {wanted} on {param.device}, got {value.dtype}, "
                 f"shape {tuple(value.shape)}, {value.layout}, on {value.device}"

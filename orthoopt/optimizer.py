@@ -13,28 +13,25 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from orthoopt import buckets, checkpoint, compiled, matrix_state, nonfinite, rules, staging
+from orthoopt import buckets, checkpoint, compiled, rules, staging
 from orthoopt._work import Work, collect
 from orthoopt.admission import Admission
 from orthoopt.autocast import kinds_with_autocast, without_autocast
 from orthoopt.capture import check_capture
 from orthoopt.checks import SeenState, check_group, check_loaded
 from orthoopt.diagnostics import Recorder, state_bytes
-from orthoopt.elementwise import apply_elementwise, measured
 from orthoopt.groups import check_rates, complete_group
 from orthoopt.guard import Guard, LargeUpdate, must_hold_back
-from orthoopt.kernels import STILL, Moving
-from orthoopt.nonfinite import check_policy, without_nonfinite
+from orthoopt.nonfinite import check_policy
 from orthoopt.prepared import Matrices
-from orthoopt.rules import Rule, Tensors
 from orthoopt.settled import Settled
 from orthoopt.sharing import is_one_of_many, new_engine
 from orthoopt.spelling import near
 from orthoopt.state_format import STATE_FORMAT, check_format
 from orthoopt.step_options import DEFAULTS, StepOptions, check_options
-from orthoopt.views import View, parse_view
+from orthoopt.taking import Taking, asks_the_host, complete_state
+from orthoopt.views import parse_view
 from orthoopt.watched import watchable
-from orthoopt.weight_decay import Decay, decay_of
 
 if TYPE_CHECKING:
     from orthoopt.distributed.engine import Engine
@@ -186,7 +183,7 @@ class OrthoOpt(Optimizer):
             rule, view = rules.get(group["rule"]), parse_view(group["view"])
             for param in group["params"]:
                 if param in wanted:
-                    self._state_of(param, rule, view, rule.options(group))
+                    complete_state(self.state, param, rule, view, rule.options(group))
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -260,9 +257,10 @@ class OrthoOpt(Optimizer):
         if staged:
             held = self._take_in_halves(staged, gates, must_hold_back(self.param_groups), team)
         if plain:
-            self._take(plain, gates, self._matrices, team.over(plain) if team is not None and staged else team)
+            within = team.over(plain) if team is not None and staged else team
+            Taking(self.state, gates).take(plain, self._matrices, within)
         if staged:
-            staging.commit(held, self.state, gates, self._terms)
+            staging.commit(held, self.state, gates)
         elif team is None and self._settled.wants_picture():
             parts = self._settled.take(self.param_groups, work, self.state)
             if not (parts and self._matrices.settle(parts)):
@@ -288,9 +286,9 @@ class OrthoOpt(Optimizer):
         self._opt_called = True
         check_capture(work, self.state)
         matrices, items, gates = self._matrices, list[buckets.Item](), None
-        if _asks_the_host(work):
+        if asks_the_host(work):
             # No value of a gradient matters to this, and once all are read little of Python is left in the caches.
-            items, _ = self._items(work, {}, matrices)
+            items, _ = Taking(self.state, {}).items(work, matrices)
             matrices.prepare(items)
         try:
             gates = self._admission.admit(work, None)
@@ -299,7 +297,8 @@ class OrthoOpt(Optimizer):
                 matrices.release(items)
         if gates is not None:
             self._steps += 1
-            self._update(work, gates, matrices, items or self._items(work, gates, matrices)[0])
+            taking = Taking(self.state, gates)
+            taking.update(work, matrices, items or taking.items(work, matrices)[0])
 
     def _take_in_halves(
         self, staged: Sequence[Work], gates: Mapping[torch.device, Tensor], hold_back: bool, team: Step | None
@@ -311,7 +310,7 @@ class OrthoOpt(Optimizer):
 
         def take(parts: Sequence[Work]) -> None:
             # Their parameters are temporary: nothing about them is worth keeping.
-            self._take(parts, gates, Matrices(), None if team is None else team.over(parts, new_engine()))
+            Taking(self.state, gates).take(parts, Matrices(), None if team is None else team.over(parts, new_engine()))
 
         for portion in staging.portions(staged):
             entries = staging.compute(portion, self.state, gates, looking, take)
@@ -321,121 +320,8 @@ class OrthoOpt(Optimizer):
             if hold_back:
                 held += entries
             else:
-                staging.commit(entries, self.state, gates, self._terms)
+                staging.commit(entries, self.state, gates)
         return held
-
-    def _terms(self, part: Work, gate: Tensor | None) -> tuple[float | Tensor, Decay]:
-        lr = _learning_rate(part.group["lr"], part.device, gate)
-        return lr, decay_of(part.group, lr)
-
-    def _take(
-        self, work: Sequence[Work], gates: Mapping[torch.device, Tensor], matrices: Matrices, team: Step | None
-    ) -> None:
-        """Move state, and parameters by their updates."""
-        if team is not None:
-            work = self._send(team, work, gates)
-        items, copies = self._items(work, gates, matrices)
-        self._update(work, gates, matrices, items)
-        for param, written in copies:
-            param.copy_(written)
-        if team is not None:
-            team.finish()
-
-    def _items(
-        self, work: Sequence[Work], gates: Mapping[torch.device, Tensor], matrices: Matrices
-    ) -> tuple[list[buckets.Item], list[tuple[Tensor, Tensor]]]:
-        """The matrices of all parts; see :meth:`Matrices.of`."""
-        items: list[buckets.Item] = []
-        copies: list[tuple[Tensor, Tensor]] = []
-        for part in work:
-            if part.rule.is_matrix:
-                ready, apart = self._matrices_of(part, gates.get(part.device), matrices)
-                items += ready
-                copies += apart
-        return items, copies
-
-    def _update(
-        self,
-        work: Sequence[Work],
-        gates: Mapping[torch.device, Tensor],
-        matrices: Matrices,
-        items: Sequence[buckets.Item],
-    ) -> None:
-        for part in work:
-            if not part.rule.is_matrix:
-                self._update_elementwise(part, gates.get(part.device))
-        matrices.apply(items)
-
-    def _send(self, team: Step, work: Sequence[Work], gates: Mapping[torch.device, Tensor]) -> list[Work]:
-        """Let what is computed on other ranks too be on its way; returns what is left to this one."""
-
-        def state_of(param: Tensor, part: Work) -> dict[str, Any]:
-            return self._state_of(param, part.rule, part.view, part.options)
-
-        for index in range(len(work)):
-            part = team.there(index, state_of)
-            if part is not None:
-                gate = gates.get(part.device)
-                moving, sources = self._signals_of(part, gate)
-                team.take(index, part, sources, self._terms_of(part, moving, gate))
-        team.start()
-        return [part for index in range(len(work)) if (part := team.here(index, state_of)) is not None]
-
-    def _update_elementwise(self, part: Work, gate: Tensor | None) -> None:
-        states = self._states_of(part)
-        lr = _learning_rate(part.group["lr"], part.device, gate)
-        decay = decay_of(part.group, lr)
-        if part.rule.fused_update is not None and not decay.is_cautious and part.rule.fused_update(
-            part.params, part.grads, states, part.options, lr=lr, keep=decay.keep, coefficient=decay.coefficient,
-            maximize=part.group["maximize"], gate=gate,
-        ):  # fmt: skip
-            return
-        masters = [_computed(param) for param in part.params]
-        signal = part.rule.accumulate(_computed_gradients(part, gate), states, part.options, gate)
-        signal = measured(part.rule, signal, part.view, part.options)
-        apply_elementwise(masters, signal, lr, decay)
-        for param, master in zip(part.params, masters, strict=True):
-            if master is not param:
-                param.copy_(master)
-
-    def _matrices_of(
-        self, part: Work, gate: Tensor | None, matrices: Matrices
-    ) -> tuple[list[buckets.Item], list[tuple[Tensor, Tensor]]]:
-        """The matrices of a group's parameters, with what is to become of them; see :meth:`Matrices.of`."""
-        moving, sources = self._signals_of(part, gate)
-        terms = self._terms_of(part, moving, gate)
-        if part.states is not None:
-            states = dict(zip(part.params, part.states, strict=True))
-            return matrices.of(part, sources, terms, states, states.__getitem__)
-        return matrices.of(
-            part, sources, terms, self.state, lambda param: self._state_of(param, part.rule, part.view, part.options)
-        )
-
-    def _signals_of(self, part: Work, gate: Tensor | None) -> tuple[Moving, Sequence[Tensor]]:
-        """How momenta move, and of what; ``STILL`` and the signals where ``accumulate`` has moved them already."""
-        moving = part.moving
-        if moving is None:
-            states = self._states_of(part)
-            signal = part.rule.accumulate(_computed_gradients(part, gate), states, part.options, gate)
-            return STILL, list(signal.numerators)
-        return moving.negated() if part.group["maximize"] else moving, part.grads
-
-    def _terms_of(self, part: Work, moving: Moving, gate: Tensor | None) -> buckets.Terms:
-        lr = _learning_rate(part.group["lr"], part.device, gate)
-        return buckets.Terms(lr, decay_of(part.group, lr), moving, gate, part.alike)
-
-    def _states_of(self, part: Work) -> list[dict[str, Any]]:
-        if part.states is not None:
-            return part.states
-        return [self._state_of(param, part.rule, part.view, part.options) for param in part.params]
-
-    def _state_of(self, param: Tensor, rule: Rule, view: View, options: dict[str, Any]) -> dict[str, Any]:
-        """The parameter's state, created at first sight; keys that others put there are left alone."""
-        state = self.state[param]
-        if not matrix_state.state_keys(rule, tuple(param.shape), view, options) <= state.keys():
-            for key, value in matrix_state.new_state(rule, _computed(param.detach()), view, options).items():
-                state.setdefault(key, value)
-        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave, matching parameters by name where both sides have names.
@@ -463,30 +349,3 @@ class OrthoOpt(Optimizer):
 # A scheduler puts a function of its own before ``step``, to see it called; torch.compile must not trace that function,
 # and breaks its graph there. It leaves a ``step`` alone that says it is wrapped already, and asks for ``_opt_called``.
 OrthoOpt.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # a mark of torch's own
-
-
-def _computed(tensor: Tensor) -> Tensor:
-    """The tensor in the dtype of state and arithmetic, float32 or float64; itself if it is so already."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _computed_gradients(part: Work, gate: Tensor | None) -> Tensors:
-    """What ``accumulate`` gets: float32 or wider, finite where the gate is 0, and of the function that is minimized."""
-    pairs = zip(part.params, part.grads, strict=True)  # a gradient may be wider than its parameter, state is not
-    grads = [grad.to(torch.promote_types(param.dtype, torch.float32)) for param, grad in pairs]
-    if gate is not None:
-        grads = without_nonfinite(grads, gate)
-    return torch._foreach_neg(grads) if part.group["maximize"] else grads
-
-
-def _asks_the_host(work: Sequence[Work]) -> bool:
-    """Whether the host itself decides if a step may happen, and no rule moves state before it says what it will do."""
-    return all(
-        nonfinite.host_can_read(part.device) and (not part.rule.is_matrix or part.moving is not None) for part in work
-    )
-
-
-def _learning_rate(lr: float | Tensor, device: torch.device, gate: Tensor | None) -> float | Tensor:
-    if isinstance(lr, Tensor):
-        lr = lr.reshape(()).to(device, non_blocking=True)
-    return lr if gate is None else gate * lr

@@ -21,6 +21,7 @@ from orthoopt.kernels import subtract_updates
 from orthoopt.nonfinite import local_part
 from orthoopt.stochastic_rounding import first_position
 from orthoopt.stored_state import POSITION, closed, opened, rounded
+from orthoopt.taking import rate_and_decay
 from orthoopt.weight_decay import Decay, shrink_cautiously
 
 States = MutableMapping[Tensor, dict[str, Any]]
@@ -131,19 +132,13 @@ def compute(
     return entries
 
 
-def commit(
-    entries: Iterable[Entry],
-    states: States,
-    gates: Gates,
-    terms: Callable[[Work, Tensor | None], tuple[float | Tensor, Decay]],
-) -> None:
+def commit(entries: Iterable[Entry], states: States, gates: Gates) -> None:
     """The second half: parameters take their updates and state its place, where that is allowed.
 
     Args:
         entries: of :func:`compute`.
         states: the optimizer's state.
         gates: as there.
-        terms: learning rate and weight decay of a part under a gate.
     """
     together: dict[int, list[Entry]] = {}
     for entry in entries:
@@ -155,12 +150,12 @@ def commit(
                 local = local_part(entry.negative)
                 local.copy_(torch.where(entry.allowed > 0, local, 0))
             gate = entry.allowed if gate is None else gate * entry.allowed
-            _subtract([entry], *terms(entry.part, gate))
+            _subtract([entry], *rate_and_decay(entry.part, gate))
         else:
             together.setdefault(id(entry.part), []).append(entry)
         _lay(entry, states, gate)
     for some in together.values():
-        _subtract(some, *terms(some[0].part, gates.get(some[0].param.device)))
+        _subtract(some, *rate_and_decay(some[0].part, gates.get(some[0].param.device)))
 
 
 def _subtract(entries: list[Entry], lr: float | Tensor, decay: Decay) -> None:

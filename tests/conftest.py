@@ -23,7 +23,7 @@ else:
     quick = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
     hypothesis.settings.register_profile("quick", deadline=None, derandomize=True, max_examples=15, phases=quick)
     # Triton's interpreter takes thousands of times as long as a kernel: making a mistake small would take minutes.
-    hypothesis.settings.register_profile("interpreted", deadline=None, derandomize=True, max_examples=20, phases=quick)
+    hypothesis.settings.register_profile("interpreted", deadline=None, derandomize=True, max_examples=12, phases=quick)
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

@@ -62,9 +62,10 @@ def _file(case: Case) -> list[routing_files.Line]:
     return routing_files.read(path)
 
 
-def _expected(case: Case, model: nn.Module) -> dict[str, Expected]:
+@functools.cache
+def _expected(case: Case) -> dict[str, Expected]:
     """The file's line for every parameter; each has one, and each line has one."""
-    lines = _file(case)
+    model, lines = _built(case), _file(case)
     found: dict[str, Expected] = {}
     used = set()
     for name, parameter in model.named_parameters():
@@ -102,7 +103,7 @@ every_language_model = pytest.mark.parametrize(
 @every_case
 def test_routing_is_as_expected(case: Case) -> None:
     model = _built(case)
-    expected = _expected(case, model)
+    expected = _expected(case)
     wrong = [
         f"{name}: expected {expected[name].role}, {expected[name].view!r}; got {role}, {view!r}: {reason}"
         for name, role, view, reason in orthoopt.roles(model)
@@ -125,7 +126,7 @@ def test_routing_files_are_what_the_rules_say(case: Case) -> None:
 def test_routing_files_have_views_that_fit(case: Case) -> None:
     model = _built(case)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name, role, view in _expected(case, model).values():
+    for name, role, view in _expected(case).values():
         assert role in ROLES
         seen = parse_view(view)
         assert seen.is_matrix == (role != "vector"), f"{name}: {role}, {view!r}"
@@ -137,7 +138,7 @@ def test_routing_files_have_views_that_fit(case: Case) -> None:
 @every_case
 def test_routing_puts_no_table_norm_or_scalar_under_a_spectral_rule(case: Case) -> None:
     model = _built(case)
-    expected = _expected(case, model)
+    expected = _expected(case)
     kept_off = {name: f"it is {role}" for name, role, _ in expected.values() if role in NEVER_SPECTRAL}
     kept_off |= _kept_off_by_structure(model)
     for plan in ("muon", "symmetry"):
@@ -163,7 +164,7 @@ NAMELESS = re.compile(
 @every_language_model
 def test_routing_by_names_alone_keeps_tables_heads_and_routers_from_matrix_rules(case: Case) -> None:
     model = _built(case)
-    expected = _expected(case, model)
+    expected = _expected(case)
     groups = orthoopt.param_groups(model.named_parameters(), plan="muon")
     routed = {name: group for group in groups for name, _ in group["params"]}
     wrong = [
