@@ -1,7 +1,7 @@
 """What the optimizers of the step bench should compute, in float64, one matrix at a time.
 
-Those of Muon, row norms, AuON and AdamW are written out here. The rest take the rule's own ``update`` in float64, which
-tests hold to its theory, with learning rate, scale and decay written out.
+Those of Muon, row norms, AuON, AdamW and SGD are written out here. The rest take the rule's own ``update`` in float64,
+which tests hold to its theory, with learning rate, scale and decay written out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from orthoopt import polar, rules
 
 LR, WEIGHT_DECAY, MOMENTUM, BETAS, EPS = 1e-3, 0.1, 0.95, (0.9, 0.95), 1e-8
+SGD_LR = 1.0  # its steps are as long as gradients, and what is as short as rounding cannot be checked
 NS_STEPS, NS_COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # those of torch.optim.Muon
 
 Definition: TypeAlias = Callable[[str, Tensor, Sequence[Tensor]], Tensor]
@@ -94,6 +95,15 @@ def adamw(name: str, parameter: Tensor, gradients: Sequence[Tensor]) -> Tensor:
         second = BETAS[1] * second + (1 - BETAS[1]) * gradient.square()
         root = (second / (1 - BETAS[1] ** step)).sqrt() + EPS
         parameter = _decayed(parameter) - LR * first / (1 - BETAS[0] ** step) / root
+    return parameter
+
+
+def sgd(name: str, parameter: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """SGD with an averaged momentum, as torch begins it: with the first gradient, whole. No decay."""
+    average = gradients[0]
+    for step, gradient in enumerate(gradients):
+        average = MOMENTUM * average + (1 - MOMENTUM) * gradient if step else average
+        parameter = parameter - SGD_LR * average
     return parameter
 
 

@@ -22,6 +22,7 @@ from orthoopt.bench.definitions import (
     MOMENTUM,
     NS_COEFFICIENTS,
     NS_STEPS,
+    SGD_LR,
     WEIGHT_DECAY,
     Definition,
     OfRule,
@@ -115,9 +116,14 @@ def _adamw(named: Named, **kind: bool) -> Optimizer:
     return torch.optim.AdamW(params, LR, BETAS, EPS, WEIGHT_DECAY, **kind)
 
 
+def _sgd(named: Named) -> Optimizer:
+    return torch.optim.SGD([p for _, p in named], SGD_LR, MOMENTUM, dampening=MOMENTUM, fused=True)
+
+
 BASELINE = "torch.optim.Muon"
 OURS = "orthoopt.Muon"
 FLOOR = "torch.optim.AdamW fused"
+MOMENTUM_ALONE = "torch.optim.SGD fused"
 LINEAR = ("orthoopt.RowNorm", "orthoopt.RowNorm unchecked", "orthoopt.AuON", "orthoopt.AuON unchecked")
 
 
@@ -219,6 +225,11 @@ OF_TORCH: tuple[Variant, ...] = (
     Variant(
         FLOOR, lambda named: _adamw(named, fused=True), definitions.adamw, "memory",
         bytes_per_element=28, family="torch", main=True,
+    ),
+    # The bytes of RowNorm and AuON.
+    Variant(
+        MOMENTUM_ALONE, _sgd, definitions.sgd, "memory",
+        bytes_per_element=20, family="torch", main=True, note="a momentum and nothing else",
     ),
 )  # fmt: skip
 VARIANTS: tuple[Variant, ...] = OF_OURS + OF_TORCH

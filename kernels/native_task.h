@@ -4,7 +4,7 @@
 #define CHUNK (1L << 14) /* numbers that a thread takes at a time, at least */
 #define LARGE (1L << 19)  /* numbers from which a matrix is shared by all threads */
 #define STORED (1L << 22) /* numbers up to which a signal that is not the buffer is stored rather than made again */
-#define MOST_CHUNKS 128   /* of a matrix whose chunks have column sums of their own */
+#define MOST_CHUNKS 32   /* of a matrix whose chunks have column sums of their own */
 
 enum { RELATIVE, ADD, CLAMP };
 enum { SPECTRAL_BOUND, PAPER };

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from orthoopt.bench import claims
-from orthoopt.bench.variants import BASELINE, FLOOR, OURS
+from orthoopt.bench.variants import BASELINE, FLOOR, MOMENTUM_ALONE, OURS
 
 
 def row(name: str, seconds: float | None, family: str = "ours", share: float = 1.0, same_work: bool = False) -> dict:
@@ -50,6 +50,23 @@ def test_ratios_and_limits_by_hand() -> None:
     copying = found["orthoopt.RowNorm over copying its least bytes"]
     assert (copying["value"], copying["holds"]) == (pytest.approx(1.25), True)
     assert found["orthoopt.AuON over copying its least bytes"]["holds"] is False
+
+
+def test_what_a_momentum_alone_takes_is_told_beside_what_a_rule_takes() -> None:
+    """With the check where there is one: of a rule not timed without it, nothing is known of that."""
+    rows = [
+        row("orthoopt.RowNorm", 0.009), row("orthoopt.RowNorm unchecked", 0.0075), row("orthoopt.AuON", 0.010),
+        row(FLOOR, 0.01, "torch"), row(MOMENTUM_ALONE, 0.007, "torch"),
+    ]  # fmt: skip
+    found = by_what(claims.step_claims([result(*rows)], "cpu", False))
+    alone = {what: line["momentum_alone"] for what, line in found.items() if "momentum_alone" in line}
+    assert alone == {
+        f"orthoopt.RowNorm over {FLOOR}": pytest.approx(0.85),
+        f"orthoopt.RowNorm unchecked over {FLOOR}": pytest.approx(0.7),
+        f"orthoopt.AuON over {FLOOR}": pytest.approx(0.7),
+    }
+    line = claims.spelled([found[f"orthoopt.RowNorm over {FLOOR}"]])[0]
+    assert "(set cpu_small, momentum_alone 0.85)" in line
 
 
 def test_what_was_not_timed_is_not_claimed() -> None:
