@@ -67,6 +67,8 @@ class Library(NamedTuple):
     product: Any
     tile: tuple[int, int]
     """Rows and columns of a tile of a product."""
+    few: tuple[int, int]
+    """Rows of A that are one panel, and lines up to which B may be read where it lies."""
     threads: tuple[int, int] | None
     """Addresses of ``GOMP_parallel`` and ``omp_get_thread_num``; None: there is one thread."""
 
@@ -108,12 +110,14 @@ def _load(steps: Path, products: Path) -> Library:
     loops.orthoopt_step.argtypes = (ctypes.c_int, ctypes.c_int, many, pointer, pointer, ctypes.c_int)
     loops.orthoopt_all_finite.argtypes = (many, pointer, ctypes.c_int)
     multiply.orthoopt_product.argtypes = (pointer, ctypes.c_int)
-    tile, threads = (multiply.orthoopt_tile_rows(), multiply.orthoopt_tile_cols()), _threads()
+    tile = multiply.orthoopt_tile_rows(), multiply.orthoopt_tile_cols()
+    few = multiply.orthoopt_few_rows(), multiply.orthoopt_few_lines()
+    threads = _threads()
     if threads is not None:
         for unit in (loops, multiply):
             unit.orthoopt_threads.argtypes = (pointer, pointer)
             unit.orthoopt_threads(*threads)
-    return Library(loops.orthoopt_step, loops.orthoopt_all_finite, multiply.orthoopt_product, tile, threads)
+    return Library(loops.orthoopt_step, loops.orthoopt_all_finite, multiply.orthoopt_product, tile, few, threads)
 
 
 def _threads() -> tuple[int, int] | None:

@@ -213,6 +213,9 @@ static void multiply_alone(void *with, int64_t stack, int64_t slot) {
 /* The sides of a tile, of which those above the diagonal of a symmetric result are left out. */
 int orthoopt_tile_rows(void) { return HIGH; }
 int orthoopt_tile_cols(void) { return ACROSS; }
+/* How many rows A may have, and how many lines B, for one panel of A to do, and B to be read where it lies. */
+int orthoopt_few_rows(void) { return TALL; }
+int orthoopt_few_lines(void) { return FLAT; }
 
 /* C ← beta·D + alpha·A B, where it is symmetric + identity·I, for a stack of matrices, none of which has a side of zero.
  * Returns 0, or 1 without having touched anything where memory is out. */

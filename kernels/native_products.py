@@ -25,7 +25,7 @@ __all__ = ["axpy_matmul", "symm_matmul", "symm_poly", "symmetric_share", "syrk"]
 LEAST_ROWS = 16
 """Below, a call costs more than its product."""
 
-_FEW_ROWS, _FLAT, _CACHE_LINE = 144, 288, 16  # TALL and FLAT of native_products.c; numbers
+_CACHE_LINE = 16  # numbers
 
 _LANES_OF_512_BITS = 16
 
@@ -100,9 +100,13 @@ def _is_read_in_place(x: Tensor) -> bool:
 
     Few rows of A serve many columns of X at once; an X with rows an odd number of cache lines apart is not copied.
     """
+    loops = library()
+    if loops is None:
+        return False
+    few_rows, few_lines = loops.few
     rows, cols = x.shape[-2:]
     lines, rest = divmod(x.stride(-2), _CACHE_LINE)
-    return rows <= _FEW_ROWS or (cols <= _FLAT and rows <= _FLAT and rest == 0 and lines % 2 == 1)
+    return rows <= few_rows or (max(rows, cols) <= few_lines and rest == 0 and lines % 2 == 1)
 
 
 def takes(x: Tensor) -> bool:
