@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from orthoopt import plan_files, rules
@@ -32,20 +34,18 @@ def explain(
     """
     model = type(params).__name__ if isinstance(params, nn.Module) else ""
     assignments = assign(params, plan, lr=lr, weight_decay=weight_decay, overrides=overrides, options=options)
-    costs: dict[Any, tuple[int, Flops | None]] = {}
-    rows = [_row(assignment, position, costs) for position, assignment in enumerate(assignments)]
+    rows = [_row(assignment, position) for position, assignment in enumerate(assignments)]
     return Explanation(rows, plan_files.name_of(plan), float(lr), float(weight_decay), model)
 
 
-def _row(assignment: Assignment, position: int, costs: dict[Any, tuple[int, Flops | None]]) -> Row:
-    """One parameter's row; ``costs`` remembers state and FLOPs of parameters that are alike."""
+def _row(assignment: Assignment, position: int) -> Row:
+    """One parameter's row."""
     param, group = assignment.param, assignment.group
     rule, shape = rules.get(group["rule"]), tuple(param.shape)
     view = assignment.view if rule.uses_views else "vector"
-    key = (shape, param.dtype, view, repr(sorted(group.items(), key=lambda item: item[0])))
-    if key not in costs:
-        costs[key] = _state_bytes(rule, param, view, group), _flops(param, view, group)
-    state, flops = costs[key]
+    # Of what a step costs, the learning rate and what the group is called decide nothing.
+    decisive = {key: value for key, value in group.items() if key not in ("rule", "lr", "initial_lr", "role", "view")}
+    state, flops = _costs(rule.name, shape, param.dtype, view, rules.hashable(decisive))
     return Row(
         name=f"params[{position}]" if assignment.name is None else assignment.name,
         shape=shape,
@@ -62,17 +62,17 @@ def _row(assignment: Assignment, position: int, costs: dict[Any, tuple[int, Flop
     )
 
 
-def _state_bytes(rule: rules.Rule, param: Tensor, view: str, options: Mapping[str, Any]) -> int:
-    """Bytes of the state of one parameter; low-precision parameters have fp32 state."""
-    state = expected_state(rule, param, parse_view(view), options)
-    return sum(v.numel() * v.element_size() for v in state.values() if isinstance(v, Tensor))
-
-
-def _flops(param: Tensor, view: str, group: Mapping[str, Any]) -> Flops | None:
+@functools.lru_cache(maxsize=4096)
+def _costs(rule: str, shape: tuple[int, ...], dtype: torch.dtype, view: str, options: Any) -> tuple[int, Flops | None]:
+    """Bytes of the state of one parameter, and FLOPs of a step; remembered, for the parameters of a model are alike."""
+    group = {**dict(options), "rule": rule, "view": view, "lr": 1.0}
+    # Low-precision parameters have state in float32.
+    state = expected_state(rules.get(rule), torch.empty(shape, dtype=dtype, device="meta"), parse_view(view), group)
+    size = sum(v.numel() * v.element_size() for v in state.values() if isinstance(v, Tensor))
     try:
-        return step_flops(param.shape, {**group, "view": view, "lr": float(group["lr"])}, param.dtype)
+        return size, step_flops(shape, group, dtype)
     except (RuntimeError, NotImplementedError):  # torch's own, for a rule that reads values: here there are none
-        return None
+        return size, None
 
 
 def _notes(rule: rules.Rule, shape: tuple[int, ...], view: str, options: Mapping[str, Any]) -> str:
