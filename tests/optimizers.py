@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from orthoopt import OrthoOpt, rules
 
@@ -62,3 +64,19 @@ def equal(left: list[Tensor], right: list[Tensor]) -> bool:
 
 ALL_RULES = rules.names()
 MATRIX_RULES = [name for name in ALL_RULES if rules.get(name).is_matrix]
+
+
+def regression_losses(build: Callable[[Iterable[nn.Parameter]], Optimizer]) -> list[float]:
+    """Losses of sixty steps of a small network, whose bare parameters are handed to ``build``."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
+    optimizer = build(model.parameters())
+    x, y = torch.randn(64, 8), torch.randn(64, 4)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = ((model(x) - y) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
