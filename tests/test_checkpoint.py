@@ -116,12 +116,16 @@ def test_another_grouping_raises_and_loads_nothing() -> None:
     _loads_nothing(one_group, optimizer.state_dict(), "groups parameters in another way")
 
 
-def test_a_shape_that_does_not_fit_raises_and_loads_nothing() -> None:
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_shape_that_does_not_fit_raises_and_loads_nothing(bits: int) -> None:
     params = parameters()
     optimizer = optimizer_of("spectral", params)
     run(optimizer, params, 0, 1)
     state_dict = saved_and_loaded(optimizer.state_dict())
-    state_dict["state"][0]["momentum_buffer"] = torch.zeros(2, 2)
+    state = state_dict["state"][0]
+    state["momentum_buffer"] = torch.zeros(2, 2)
+    if bits == 8:
+        state |= {"momentum_buffer": torch.zeros(2, 2, dtype=torch.uint8), "momentum_buffer.scale": torch.ones(1)}
     _loads_nothing(optimizer, state_dict, r"'momentum_buffer' of wide has shape \(2, 2\)")
 
 
