@@ -99,7 +99,7 @@ class SeenState:
         """
         moves: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
         for part in work:
-            kind = (part.rule.name, part.view.spec, rules.hashable(part.options))
+            kind = (part.rule.name, part.view.spec, rules.key_of(part.options))
             for name, param in zip(part.names, part.params, strict=True):
                 state = states.get(param)
                 values = () if state is None else tuple(state.values())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orthoopt import buckets
 from orthoopt.buckets import Item, grouped
-from orthoopt.rules import hashable
+from orthoopt.rules import key_of
 
 
 class _Alike(NamedTuple):
@@ -87,4 +87,4 @@ def fusible(items: Iterable[Item]) -> tuple[list[Fusible], list[Item]]:
     for item in items:
         plain = item.shape == tuple(item.target.shape) and item.buffer is not None and item.padding_row is None
         (some if plain and item.rule.prepare_step is not None else rest).append(item)
-    return [Fusible(alike) for alike in grouped(some, lambda item: (item.rule.name, hashable(item.options)))], rest
+    return [Fusible(alike) for alike in grouped(some, lambda item: (item.rule.name, key_of(item.options)))], rest

@@ -16,7 +16,7 @@ from orthoopt import buckets, matrix_state
 from orthoopt._work import Work
 from orthoopt.buckets import Item, Terms
 from orthoopt.fusible import Fusible, fusible
-from orthoopt.rules import hashable
+from orthoopt.rules import key_of
 from orthoopt.scale import scale_factor
 from orthoopt.views import View
 
@@ -83,7 +83,7 @@ class Matrices:
         if id(work) in self._settled:
             return _refilled(self._settled[id(work)][1], work.view, sources, terms), []
         group, view, remembers = work.group, work.view, terms.moving.remembers
-        key = (work.rule.name, hashable(work.options), view.spec, group["scale"], group.get("padding_row"), remembers)
+        key = (work.rule.name, key_of(work.options), view.spec, group["scale"], group.get("padding_row"), remembers)
         items: list[Item] = []
         copies: list[tuple[Tensor, Tensor]] = []
         for param, source in zip(work.params, sources, strict=True):

@@ -89,6 +89,25 @@ def test_a_change_between_steps_is_seen(name: str, change: Change) -> None:
     assert equal(*results)
 
 
+@pytest.mark.parametrize("name", ["trion", "dion2"])
+def test_a_rank_of_one_that_becomes_a_share_is_seen(name: str) -> None:
+    """One column or row a step, then all of them: 1 and 1.0 are equal."""
+    results = []
+    for forgets in (False, True):
+        params = parameters()
+        optimizer = optimizer_of(name, params)
+        for group in optimizer.param_groups:
+            group["rank"] = 1
+        run(optimizer, params, 0, 2)
+        for group in optimizer.param_groups:
+            group["rank"] = 1.0
+        if forgets:
+            optimizer.__setstate__({})
+        run(optimizer, params, 2, 4)
+        results.append(snapshot(optimizer))
+    assert equal(*results)
+
+
 @pytest.mark.parametrize("name", MATRIX_RULES)
 def test_gradients_come_and_go(name: str) -> None:
     """Experts without tokens have no gradient in some steps; which ones differs."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from orthoopt import rules
 from orthoopt._work import Work
 from orthoopt.distributed.cuts import Cutting, cutting_of
 from orthoopt.distributed.layout import Layout, keeps_batch
 from orthoopt.distributed.owners import cost_of
-from orthoopt.rules import hashable
 
 MIN_COST = 64
 """Operations an element below which replicas compute an update themselves: to send one would take longer."""
@@ -61,7 +61,7 @@ class Lot:
 def key_of(part: Work) -> tuple[Any, ...]:
     """What an exchange of a part rests on."""
     options = {name: value for name, value in part.options.items() if name not in _CYCLED}
-    return part.rule.name, hashable(options), part.view.spec
+    return part.rule.name, rules.key_of(options), part.view.spec
 
 
 def stays(part: Work, param: Tensor, layout: Layout) -> bool:

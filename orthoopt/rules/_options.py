@@ -87,3 +87,11 @@ def hashable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return tuple((key, hashable(inner)) for key, inner in value.items())
     return tuple(hashable(inner) for inner in value) if isinstance(value, list | tuple) else value
+
+
+def key_of(options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A key for options, by which values that are equal and mean different things differ.
+
+    A rank of 1 is one column, of 1.0 all of them.
+    """
+    return tuple((name, type(value), hashable(value)) for name, value in options.items())
