@@ -45,7 +45,7 @@ def _row(assignment: Assignment, position: int) -> Row:
     view = assignment.view if rule.uses_views else "vector"
     # Of what a step costs, the learning rate and what the group is called decide nothing.
     decisive = {key: value for key, value in group.items() if key not in ("rule", "lr", "initial_lr", "role", "view")}
-    state, flops = _costs(rule.name, shape, param.dtype, view, rules.hashable(decisive), rules.key_of(decisive))
+    state, flops = _costs(rule.name, shape, param.dtype, view, rules.key_of(decisive))
     return Row(
         name=f"params[{position}]" if assignment.name is None else assignment.name,
         shape=shape,
@@ -63,14 +63,9 @@ def _row(assignment: Assignment, position: int) -> Row:
 
 
 @functools.lru_cache(maxsize=4096)
-def _costs(
-    rule: str, shape: tuple[int, ...], dtype: torch.dtype, view: str, options: Any, key: Any
-) -> tuple[int, Flops | None]:
-    """Bytes of the state of one parameter, and FLOPs of a step; remembered, for the parameters of a model are alike.
-
-    ``key`` tells options apart that are equal, see :func:`orthoopt.rules.key_of`.
-    """
-    group = {**dict(options), "rule": rule, "view": view, "lr": 1.0}
+def _costs(rule: str, shape: tuple[int, ...], dtype: torch.dtype, view: str, key: Any) -> tuple[int, Flops | None]:
+    """Bytes of the state of one parameter, and FLOPs of a step; remembered, for the parameters of a model are alike."""
+    group = {**rules.options_of(key), "rule": rule, "view": view, "lr": 1.0}
     # Low-precision parameters have state in float32.
     state = expected_state(rules.get(rule), torch.empty(shape, dtype=dtype, device="meta"), parse_view(view), group)
     size = sum(v.numel() * v.element_size() for v in state.values() if isinstance(v, Tensor))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from orthoopt import rules
-from orthoopt.rules import Options, Rule, hashable
+from orthoopt.rules import Options, Rule, key_of, options_of
 from orthoopt.views import View, parse_view
 
 
@@ -56,13 +56,13 @@ def expected_state(rule: Rule, param: Tensor, view: View, options: Options) -> d
 
 def state_keys(rule: Rule, shape: tuple[int, ...], view: View, options: Options) -> frozenset[str]:
     """The keys of :func:`new_state`; remembered, for it is asked at every step."""
-    return _state_keys(rule.name, shape, view.spec, hashable(options))
+    return _state_keys(rule.name, shape, view.spec, key_of(options))
 
 
 @functools.lru_cache(maxsize=4096)
 def _state_keys(rule: str, shape: tuple[int, ...], view: str, options: Any) -> frozenset[str]:
     like = torch.empty(shape, device="meta")
-    return frozenset(expected_state(rules.get(rule), like, parse_view(view), dict(options)))
+    return frozenset(expected_state(rules.get(rule), like, parse_view(view), options_of(options)))
 
 
 def of_pieces(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from orthoopt import eight_bit, rules
 from orthoopt.nonfinite import local_part
-from orthoopt.rules import Options, Rule, hashable
+from orthoopt.rules import Options, Rule, key_of, options_of
 from orthoopt.stochastic_rounding import to_bfloat16
 
 POSITION = "rounding"
@@ -57,7 +57,7 @@ def closed(
         return dict(state)
     lying: dict[str, Any] = {}
     for key, value in state.items():
-        if key not in _small_keys(rule.name, hashable(options)) or value.shape != shape:
+        if key not in _small_keys(rule.name, key_of(options)) or value.shape != shape:
             lying[key] = value
         elif state_dtype == "float32":
             lying[key] = value.to(torch.float32)
@@ -90,5 +90,5 @@ def rounded(x: Tensor, position: Tensor, salt: str) -> Tensor:
 def _small_keys(rule: str, options: Any) -> frozenset[str]:
     """The keys of what is shaped as the parameter."""
     like = torch.empty(1, 2, device="meta")
-    made = rules.get(rule).init(like, dict(options))
+    made = rules.get(rule).init(like, options_of(options))
     return frozenset(key for key, value in made.items() if isinstance(value, Tensor) and value.shape == like.shape)

@@ -17,7 +17,7 @@ from orthoopt.distributed.layout import Layout, elements, extent
 from orthoopt.distributed.rounds import Extent
 from orthoopt.distributed.shard_views import Part, cut_of
 from orthoopt.kernels import momentum_into
-from orthoopt.rules import Rule, hashable
+from orthoopt.rules import Rule, key_of
 from orthoopt.rules._exchange import Shard
 from orthoopt.scale import scale_factor
 from orthoopt.views import View, parse_view
@@ -44,14 +44,14 @@ def cutting_of(rule: Rule, options: dict[str, Any], view: View, layout: Layout, 
     """
     if rule.on_shards is None:
         return None
-    return _cutting_of(rule.name, hashable(options), view.spec, layout, dtype)
+    return _cutting_of(rule.name, key_of(options), view.spec, layout, dtype)
 
 
 @functools.lru_cache(maxsize=4096)
 def _cutting_of(rule: str, options: Any, spec: str, layout: Layout, dtype: torch.dtype) -> Cutting | None:
     from orthoopt import rules
 
-    return _probe(rules.get(rule), dict(options), parse_view(spec), layout, dtype)
+    return _probe(rules.get(rule), rules.options_of(options), parse_view(spec), layout, dtype)
 
 
 def _probe(rule: Rule, options: dict[str, Any], view: View, layout: Layout, dtype: torch.dtype) -> Cutting | None:

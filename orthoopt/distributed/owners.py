@@ -13,7 +13,7 @@ import torch
 
 from orthoopt import buckets, rules
 from orthoopt.distributed.layout import Box, Layout, elements, within
-from orthoopt.rules import Rule, hashable
+from orthoopt.rules import Rule, key_of, options_of
 
 
 class Unit(NamedTuple):
@@ -115,7 +115,7 @@ def _owned(units: Sequence[Unit], total: list[float]) -> list[Owned]:
 def cost_of(rule: Rule, shapes: Sequence[tuple[int, ...]], options: dict[str, Any]) -> float:
     """Operations of one step's updates of these pieces, ``(..., rows, cols)``."""
     return sum(
-        torch.Size(batch).numel() * _cost(rule.name, rows, cols, hashable(options)) for *batch, rows, cols in shapes
+        torch.Size(batch).numel() * _cost(rule.name, rows, cols, key_of(options)) for *batch, rows, cols in shapes
     )
 
 
@@ -127,7 +127,7 @@ def _cost(name: str, rows: int, cols: int, options: Any) -> float:
     counter = FlopCounter()
     try:
         with torch.inference_mode(False), torch.no_grad(), counter:
-            rules.get(name).direct(torch.empty(rows, cols, device="meta"), dict(options))
+            rules.get(name).direct(torch.empty(rows, cols, device="meta"), options_of(options))
     except (RuntimeError, NotImplementedError):  # torch's own, for a rule that reads values: here there are none
         return 30.0 * rows * cols * min(rows, cols)
     return float(counter.flops.total)

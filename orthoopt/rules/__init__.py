@@ -5,7 +5,7 @@ import pkgutil
 
 from orthoopt.rules._base import Equivariance, Options, Rule, Signal, State, Tensors, get, names, register
 from orthoopt.rules._momentum import momentum_rule
-from orthoopt.rules._options import hashable, key_of
+from orthoopt.rules._options import hashable, key_of, options_of
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):
@@ -23,5 +23,6 @@ __all__ = [
     "key_of",
     "momentum_rule",
     "names",
+    "options_of",
     "register",
 ]

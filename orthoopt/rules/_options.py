@@ -95,3 +95,8 @@ def key_of(options: Mapping[str, Any]) -> tuple[Any, ...]:
     A rank of 1 is one column, of 1.0 all of them.
     """
     return tuple((name, type(value), hashable(value)) for name, value in options.items())
+
+
+def options_of(key: tuple[Any, ...]) -> dict[str, Any]:
+    """The options that :func:`key_of` made a key of; lists among them are tuples."""
+    return {name: value for name, _, value in key}
